@@ -1,0 +1,73 @@
+"""Parameter-efficient fine-tuning by rewriting a model's dataflow graph.
+
+    >>> tuned = fxtune.apply(model, rules="tri_res")
+    >>> print(tuned.report())
+
+Names are imported when they are first used: ``import fxtune`` alone does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fxtune.api import apply, inspect
+    from fxtune.errors import (
+        CaptureError,
+        FxtuneError,
+        InputError,
+        MatchError,
+        PatternError,
+        PlanError,
+        RuleError,
+        SourceError,
+        UnsupportedModelError,
+        UntunedCallError,
+    )
+    from fxtune.tracing import capture
+    from fxtune.tuned import TunedModel
+    from fxtune.tuners import Placement, tuner
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CaptureError",
+    "FxtuneError",
+    "InputError",
+    "MatchError",
+    "PatternError",
+    "Placement",
+    "PlanError",
+    "RuleError",
+    "SourceError",
+    "TunedModel",
+    "UnsupportedModelError",
+    "UntunedCallError",
+    "apply",
+    "capture",
+    "inspect",
+    "tuner",
+]
+
+_HOME = {
+    "Placement": "fxtune.tuners",
+    "TunedModel": "fxtune.tuned",
+    "apply": "fxtune.api",
+    "capture": "fxtune.tracing",
+    "inspect": "fxtune.api",
+    "tuner": "fxtune.tuners",
+}
+"""Where each public name lives, errors aside."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME.get(name, "fxtune.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

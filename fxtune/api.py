@@ -1,0 +1,202 @@
+"""`apply` and `inspect`: the way through all rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+
+from fxtune import cards, source
+from fxtune.errors import PlanError
+from fxtune.inspection import Inspection, counted, outcomes
+from fxtune.matching import Sites
+from fxtune.names import resolve as resolve_model
+from fxtune.patterns import Library, load_patterns
+from fxtune.planning import Patch, last_linear, plan
+from fxtune.rewriting import rewrite
+from fxtune.rules import RuleSet, load
+from fxtune.tracing import Region
+from fxtune.tuned import Report, TunedModel, observed_capture, replace_head, structural_twin
+from fxtune.tuners import resolve
+from fxtune.view import view
+
+RulesLike = str | Path | Mapping[str, Any]
+
+
+def apply(
+    model: nn.Module | str,
+    rules: RulesLike | Sequence[RulesLike],
+    *,
+    example_inputs: Any = None,
+    head: str | None = None,
+    num_classes: int | None = None,
+    inplace: bool = False,
+    seed: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    batchnorm: Literal["frozen", "track"] = "frozen",
+    **overrides: Any,
+) -> TunedModel:
+    """Captures a model, finds what the rules name, and puts tuners there.
+
+    Args:
+        model: a model, or a name that the command line takes (``timm/vit_base_patch16_224``). It is not changed.
+        rules: a shipped rule set's name, the path of a rule file, a dict of the same form, or a list of these.
+        example_inputs: a tuple of arguments, a dict of keywords, or a pair of both; by default the model card's. Sizes of at least 2 become
+            dynamic.
+        head: module path of the head; by default the model card's, else the last Linear.
+        num_classes: puts a new head for so many classes on the tuned model.
+        inplace: let the model's own weights train where the rules train them, instead of private copies.
+        seed: draws the new weights from a generator of their own.
+        dtype: of the new weights.
+        batchnorm: ``frozen`` keeps the statistics of every batch norm as they are; ``track`` lets them move, on private copies.
+        overrides: settings (``dim=20``) for every tuner that has them, and conditions (``blocks="0..5"``, ``drop=[3]``) for every rule.
+
+    Returns:
+        The tuned model: same forward, same return type, same state_dict keys, and the tuners' keys with the component ``tuners``.
+
+    Raises:
+        FxtuneError: what could not be done, where, and what to do about it. The model is then as it was.
+    """
+    model = resolve_model(model) if isinstance(model, str) else model
+    if isinstance(model, TunedModel):
+        raise PlanError(
+            "this model is tuned already",
+            found=f"{type(model).__name__} with {len(model.trainable)} trained tensors",
+            fix="pass all rules at once as a list, or the original: tuned.strip()",
+        )
+    draft = _draft(model, rules, overrides, example_inputs, head, num_classes, seed, dtype)
+    patch = draft.patch
+    graph = rewrite(draft.graph, patch, dtype=dtype)
+    weights = {i.path: _size(graph.get_submodule(i.path)) for i in patch.insertions}
+    names = dict(graph.named_parameters())
+    tuners = [name for i in patch.insertions for name in names if name.startswith(f"{i.path}.")]
+    return TunedModel(
+        original=model,
+        twin=draft.twin,
+        graph=draft.graph,
+        called=draft.called,
+        rewrite=draft.recipe,
+        trains=[*tuners, *patch.trained],
+        head=draft.recipe.head,
+        blocks=list(patch.blocks),
+        report=Report(type(model).__name__, outcomes(patch, weights)),
+        batchnorm=batchnorm,
+        inplace=inplace,
+    )
+
+
+def inspect(
+    model: nn.Module | str,
+    rules: RulesLike | Sequence[RulesLike] | None = None,
+    *,
+    example_inputs: Any = None,
+    head: str | None = None,
+    num_classes: int | None = None,
+    **overrides: Any,
+) -> Inspection:
+    """What a model has, and what rules would do to it: sites, near misses, weights to train.
+
+    Takes what `apply` takes; a model given by name is built on the meta device, without its weights. Nothing is changed.
+    """
+    model = resolve_model(model, meta=True) if isinstance(model, str) else model
+    draft = _draft(model, rules or {"train": ["tuners"]}, overrides, example_inputs, head, num_classes, None, torch.float32)
+    kinds = dict.fromkeys(["mha", "ffn", "block", "conv_mixer", *(rule.at for s in draft.recipe.rule_sets for rule in s.rules)])
+    report = None
+    if rules is not None:
+        weights = counted(draft.patch)
+        sizes = {name: p.numel() for name, p in draft.graph.named_parameters()}
+        added = sum(weights.values())
+        report = Report(type(model).__name__, outcomes(draft.patch, weights)).counted(
+            added + sum(sizes[name] for name in draft.patch.trained), added + sum(sizes.values())
+        )
+    return Inspection(
+        type(model).__name__,
+        {kind: draft.sites.of(kind) for kind in kinds},
+        {kind: misses for kind in kinds if (misses := draft.sites.near_misses(kind))},
+        report,
+    )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Rules, ready to be carried out on any capture of one model: what a further input signature needs."""
+
+    rule_sets: tuple[RuleSet, ...]
+    head: str | None
+    seed: int | None
+    dtype: torch.dtype
+
+    def library(self) -> Library:
+        """The shipped patterns and those of the rule files."""
+        return load_patterns([(rule_set.document, ()) for rule_set in self.rule_sets])
+
+    def plan(self, graph: fx.GraphModule) -> tuple[Sites, Patch]:
+        """The sites of a capture, and what the rules change there."""
+        sites = Sites(view(graph), self.library())
+        return sites, plan(graph, sites, self.rule_sets, head=self.head, seed=self.seed)
+
+    def __call__(self, graph: Region) -> Region:
+        """The capture with its tuners in."""
+        rewrite(graph, self.plan(graph)[1], dtype=self.dtype)
+        return graph
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A call of `apply` up to the patch."""
+
+    twin: nn.Module
+    graph: Region
+    called: frozenset[str]
+    sites: Sites
+    patch: Patch
+    recipe: Recipe
+
+
+def _draft(
+    model: nn.Module,
+    rules: RulesLike | Sequence[RulesLike],
+    overrides: Mapping[str, Any],
+    example_inputs: Any,
+    head: str | None,
+    num_classes: int | None,
+    seed: int | None,
+    dtype: torch.dtype,
+) -> _Draft:
+    rule_sets = tuple(resolve(load(rules), overrides))
+    if head is not None:
+        _check_head(model, head)
+    twin = structural_twin(model)
+    head = head or cards.head(model)
+    first = None
+    if head is None and not cards.headless(model):
+        first = observed_capture(twin, example_inputs)
+        head = last_linear(view(first[0]))
+    if num_classes is not None:
+        layer = cards.logits(model) if head == cards.head(model) else head
+        replace_head(twin, layer, num_classes, class_count_attributes=cards.class_counts(model), seed=seed)
+        first = None  # the old head is in it
+    graph, called = first or observed_capture(twin, example_inputs)
+    recipe = Recipe(rule_sets, head, seed, dtype)
+    sites, patch = recipe.plan(graph)
+    return _Draft(twin, graph, called, sites, patch, recipe)
+
+
+def _check_head(model: nn.Module, head: str) -> None:
+    modules = {path: module for path, module in model.named_modules() if path}
+    if head in modules and next(modules[head].parameters(), None) is not None:
+        return
+    near = source.nearest(head, modules)
+    raise PlanError(
+        f"head='{head}' is no module of {type(model).__name__} with weights",
+        found="a module without weights" if head in modules else f"nearest: {', '.join(near) or 'none'}",
+        fix="name the module that maps features to classes",
+    )
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())

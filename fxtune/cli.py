@@ -1,0 +1,100 @@
+"""The command line: ``fxtune rules``, ``fxtune inspect MODEL``, ``fxtune schema``.
+
+Nothing heavy is imported at the top: ``fxtune --help`` and ``fxtune rules`` run without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+import fxtune
+from fxtune.errors import FxtuneError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+_MODEL_HELP = (
+    "timm/NAME, transformers/PATH, diffusers/PATH, package/NAME (weights that a Python package ships) or module:factory"
+)
+
+
+def main() -> None:
+    """Entry point of the ``fxtune`` command: an error is told in words and ends it with status 1."""
+    try:
+        app()
+    except FxtuneError as error:
+        _complain(error)
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
+) -> None:
+    """Parameter-efficient fine-tuning by rewriting a model's dataflow graph."""
+    if version:
+        print(fxtune.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def rules() -> None:
+    """List the rule sets that fxtune ships."""
+    from fxtune.rules import shipped
+
+    table = Table("name", "inserts", "about", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for rule_set in shipped():
+        inserts = "\n".join(f"{rule.tuner} at {rule.at}" for rule in rule_set.rules) or "nothing"
+        table.add_row(Text(rule_set.name, style="bold cyan"), inserts, Text(rule_set.about.partition(". ")[0]))
+    Console().print(table)
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help=_MODEL_HELP, show_default=False)],
+    rules: Annotated[
+        list[str] | None, typer.Option("--rules", "-r", help="A shipped rule set or a rule file; may be repeated.")
+    ] = None,
+    head: Annotated[str | None, typer.Option(help="Module path of the head, where no model card knows it.")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Put on a new head for so many classes.")] = None,
+) -> None:
+    """Show where tuners can go on MODEL, and with --rules where they would go and how many weights would train.
+
+    The model is built without its weights, so a large one costs nothing.
+    """
+    from fxtune import names
+
+    sys.path.insert(0, str(Path.cwd()))  # module:factory means a module beside the user, as with `python -m`
+    built = names.resolve(model, meta=True)
+    from fxtune import api
+
+    Console().print(api.inspect(built, rules=rules, head=head, num_classes=num_classes))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of rule files, for editors."""
+    from fxtune.rules import schema
+
+    print(json.dumps(schema(), indent=2))
+
+
+def _complain(error: FxtuneError) -> None:
+    """A panel on a terminal; plain text in a pipe or a log."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return
+    lines = Text(error.asked, style="bold")
+    for label, text in (("found", error.found), ("where", error.where), ("do", error.fix)):
+        if text:
+            lines.append(f"\n{label:>6}  ", style="dim").append(text, style="not bold")
+    console.print(Panel(lines, title=type(error).__name__, title_align="left", border_style="red"))

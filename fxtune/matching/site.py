@@ -1,0 +1,128 @@
+"""What a match is, once found: a place in the model where a tuner can go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fxtune.view import Tap
+
+
+@dataclass(frozen=True)
+class Port:
+    """A value at the edge of a site.
+
+    Attributes:
+        value: id of the value in the view.
+        taps: every place where it can be read; where it is computed first.
+        shape: its sizes, symbolic ones as text.
+        channel_axis: the axis of the channels, from the front.
+        width: size of that axis.
+        positions: product of the sizes of all axes but those of batch and channels, as text.
+    """
+
+    value: int
+    taps: tuple[Tap, ...]
+    shape: tuple[str, ...]
+    channel_axis: int
+    width: int
+    positions: str
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The attention inside an MHA: values as the attention core reads them, B x heads x N x head_dim or with batch and heads merged.
+
+    Attributes:
+        q: value id of the queries, scaled already where the model scales them.
+        k: of the keys, after k-norm and rotary embedding.
+        v: of the values.
+        output: of the core's result.
+        q_proj: state_dict name of the query projection's weight (one name for all three where they are fused); likewise k_proj, v_proj, out_proj.
+        heads: number of query heads.
+        kv_heads: number of key and value heads before they are repeated.
+        head_dim: width of a head.
+        mask: value id of the mask or bias that is added to the logits, if any.
+        causal: whether the fused operator masks causally.
+        scale: factor on the logits where it stands beside the product; None for what the fused operator does by itself.
+        cross: whether keys come from another value than queries.
+    """
+
+    q: int
+    k: int
+    v: int
+    output: int
+    q_proj: str
+    k_proj: str
+    v_proj: str
+    out_proj: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mask: int | None
+    causal: bool
+    scale: float | None
+    cross: bool
+
+
+@dataclass(frozen=True)
+class Site:
+    """One match of a pattern.
+
+    Attributes:
+        kind: the pattern's name.
+        variant: the alternative that matched.
+        index: number among the sites of its kind, in the order of computation.
+        block: number of the Block that it lies in, or None.
+        stage: number of that Block's stage (Blocks of one width and resolution in a row), or None.
+        path: the innermost module that holds all of it.
+        input: what the unit reads.
+        output: what the unit gives.
+        heads: an MHA's own; elsewhere those of the first MHA in the same Block, or 1.
+        attention: for units with one attention in them.
+        names: what each name of the pattern stands for: value ids.
+        calls: how often its module is called in one forward.
+    """
+
+    kind: str
+    variant: str
+    index: int
+    block: int | None
+    stage: int | None
+    path: str
+    input: Port
+    output: Port
+    heads: int
+    attention: Attention | None
+    names: dict[str, int]
+    calls: int = 1
+
+    @property
+    def width(self) -> int:
+        """D: channels of the output."""
+        return self.output.width
+
+    def facts(self) -> dict[str, Any]:
+        """What a rule's `where` can ask for."""
+        return {
+            "block": self.block,
+            "stage": self.stage,
+            "width": self.width,
+            "path": self.path,
+            "variant": self.variant,
+        }
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """A place where a pattern nearly matched: how many operations did, and where and why it failed."""
+
+    kind: str
+    matched: int
+    place: str
+    reason: str
+    line: str
+
+    def __str__(self) -> str:
+        line = f", {self.line}" if self.line else ""
+        return f"{self.place}: {self.reason} ({self.matched} operations matched{line})"

@@ -1,0 +1,173 @@
+"""Finding every site of a kind, and what nearly was one."""
+
+from __future__ import annotations
+
+import math
+import os.path
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from fxtune.matching.attention import read_attention
+from fxtune.matching.matcher import Matcher, Miss, Solution
+from fxtune.matching.site import Attention, NearMiss, Port, Site
+from fxtune.patterns import Library
+from fxtune.view import Tap, View
+
+BLOCK = "block"
+"""The pattern whose sites number the model's Blocks."""
+
+NEAR_MISSES = 5
+"""How many near misses are kept for each kind."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """One match of a pattern, as the view has it."""
+
+    node: int
+    solution: Solution
+
+
+class Sites:
+    """The sites of a view, kind by kind, found when first asked for.
+
+    Two sites of one kind never overlap: matches are taken from the end of the model to its beginning, and of two that overlap the one
+    that ends later counts.
+    """
+
+    def __init__(self, view: View, library: Library) -> None:
+        self.view, self.library = view, library
+        self._matcher = Matcher(view, library)
+        self._found: dict[str, tuple[list[Match], list[NearMiss]]] = {}
+
+    def of(self, kind: str, *, where: str | None = None) -> list[Site]:
+        """All sites of a kind in the order of computation.
+
+        Raises:
+            PatternError: no pattern has that name.
+        """
+        matches, _ = self._matches(kind, where)
+        return self._once_each([self._site(kind, i, match) for i, match in enumerate(matches)])
+
+    def near_misses(self, kind: str) -> list[NearMiss]:
+        """Where the kind nearly matched, the nearest first."""
+        return self._matches(kind, None)[1]
+
+    # ---- matches -------------------------------------------------------------------------------------------------------------------
+
+    def _matches(self, kind: str, where: str | None) -> tuple[list[Match], list[NearMiss]]:
+        if kind not in self._found:
+            pattern = self.library.get(kind, where=where)
+            roots = self._matcher.roots(pattern)
+            found: list[Match] = []
+            misses: list[Miss] = []
+            claimed: set[int] = set()
+            for node in self._candidates(roots):
+                if node in claimed:
+                    continue
+                solutions, miss = self._matcher.match(pattern, node)
+                if solutions:
+                    found.append(Match(node, solutions[0]))
+                    claimed |= solutions[0].nodes
+                elif miss is not None and miss.score > 1:
+                    misses.append(miss)
+            self._found[kind] = (found[::-1], self._nearest(kind, misses, claimed))
+        return self._found[kind]
+
+    def _candidates(self, roots: frozenset[str] | None) -> list[int]:
+        if roots is None:
+            return sorted(self.view.graph, reverse=True)
+        return sorted((node for op in roots for node in self.view.by_op.get(op, ())), reverse=True)
+
+    def _nearest(self, kind: str, misses: Iterable[Miss], claimed: set[int]) -> list[NearMiss]:
+        kept: dict[int, Miss] = {}
+        for miss in sorted(misses, key=lambda m: (-m.score, m.node)):
+            if miss.node not in claimed:
+                kept.setdefault(miss.node, miss)
+        return [
+            NearMiss(kind, m.score, self.view.values[m.node].place(), m.reason, m.where)
+            for m in list(kept.values())[:NEAR_MISSES]
+        ]
+
+    # ---- sites ---------------------------------------------------------------------------------------------------------------------
+
+    def _site(self, kind: str, index: int, match: Match) -> Site:
+        pattern = self.library.patterns[kind]
+        names = {name: bound.value for name, bound in match.solution.names.items()}
+        output = self._end(names.get(pattern.output, match.node))
+        block = self._block_of.get(match.node) if kind != BLOCK else index
+        attention = read_attention(self.view, match.solution)
+        return Site(
+            kind=kind,
+            variant=match.solution.variant,
+            index=index,
+            block=block,
+            stage=self._stages[block] if block is not None else None,
+            path=self._path(match.solution),
+            input=self._port(names[pattern.inputs[0]], output),
+            output=self._port(output, output),
+            heads=attention.heads if attention else self._heads_in.get(block, 1),
+            attention=attention,
+            names=names,
+        )
+
+    def _once_each(self, sites: list[Site]) -> list[Site]:
+        """A layer that is called several times is one site."""
+        first: dict[tuple[Tap, ...], Site] = {}
+        for site in sites:
+            key = site.output.taps[:1]
+            known = first.get(key)
+            first[key] = replace(known, calls=known.calls + 1) if known and key else replace(site, index=len(first))
+        return list(first.values())
+
+    def _end(self, value: int) -> int:
+        """The output dropout belongs to the branch; drop path and the sum do not."""
+        while True:
+            readers = self.view.readers.get(value, [])
+            if len(readers) != 1 or self.view.quiet.get(readers[0]) != "dropout":
+                return value
+            value = readers[0]
+
+    def _port(self, value: int, output: int) -> Port:
+        found = self.view.values[value]
+        axis = self.view.axes.get(value, self.view.axes.get(output, len(found.shape) - 1))
+        if axis >= len(found.shape):
+            axis = len(found.shape) - 1
+        positions = math.prod(size for i, size in enumerate(found.shape) if i not in (0, axis))
+        return Port(value, tuple(found.taps), tuple(map(str, found.shape)), axis, int(found.shape[axis]), str(positions))
+
+    def _path(self, solution: Solution) -> str:
+        modules = [self.view.values[node].module.split(".") for node in solution.nodes if self.view.op(node) != "param"]
+        return ".".join(os.path.commonprefix(modules))
+
+    # ---- blocks --------------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _blocks(self) -> list[Match]:
+        return self._matches(BLOCK, None)[0]
+
+    @cached_property
+    def _block_of(self) -> dict[int, int]:
+        return {node: i for i, match in enumerate(self._blocks) for node in match.solution.nodes}
+
+    @cached_property
+    def _stages(self) -> list[int]:
+        """A stage ends where the width or the resolution changes."""
+        stages: list[int] = []
+        last: tuple[object, ...] | None = None
+        for match in self._blocks:
+            port = self._port(match.node, match.node)
+            sizes = (port.width, port.positions)
+            stages.append(stages[-1] + (sizes != last) if stages else 0)
+            last = sizes
+        return stages
+
+    @cached_property
+    def _heads_in(self) -> dict[int | None, int]:
+        heads: dict[int | None, int] = {}
+        for match in self._matches("mha", None)[0]:
+            found: Attention | None = read_attention(self.view, match.solution)
+            if found is not None:
+                heads.setdefault(self._block_of.get(match.node), found.heads)
+        return heads

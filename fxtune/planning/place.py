@@ -1,0 +1,61 @@
+"""Where in the nested graphs a tuner goes: the innermost region that computes the output and can read the input."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from fxtune.errors import PlanError
+from fxtune.matching import Port, Site
+from fxtune.view import Tap
+
+
+class Places:
+    """Finds the fx nodes of a captured model by region and name."""
+
+    def __init__(self, root: fx.GraphModule) -> None:
+        self.root = root
+        self._nodes: dict[str, dict[str, fx.Node]] = {}
+
+    def node(self, tap: Tap) -> fx.Node:
+        """The node that a tap names."""
+        if tap.region not in self._nodes:
+            region = self.root.get_submodule(tap.region)
+            assert isinstance(region, fx.GraphModule)
+            self._nodes[tap.region] = {node.name: node for node in region.graph.nodes}
+        return self._nodes[tap.region][tap.node]
+
+    def meeting(self, site: Site, source: Port) -> tuple[Tap, Tap]:
+        """Taps in one region: of what a tuner reads, and of the site's output.
+
+        The output may be taken further out than where it is computed as long as nothing reads it on the way.
+
+        Raises:
+            PlanError: no graph of the model has both values.
+        """
+        for tap in self._ways_out(site.output.taps):
+            for other in source.taps:
+                if other.region == tap.region and (other == tap or self.node(other) < self.node(tap)):
+                    return other, tap
+        raise PlanError(
+            f"no graph of the model holds both what the {site.kind} at `{site.path}` reads and what it gives",
+            found=f"reads {_list(source.taps)}; gives {_list(site.output.taps)}",
+            fix="let the rule read the output (`reads: output`), or choose other sites (`where:`)",
+        )
+
+    def _ways_out(self, taps: tuple[Tap, ...]) -> list[Tap]:
+        """Where the value is computed, then each region that passes it on untouched."""
+        found: list[Tap] = []
+        for tap in taps:
+            if self.node(tap).op == "placeholder":
+                continue  # a later reader, not a maker
+            if found and not self._only_returned(found[-1]):
+                break
+            found.append(tap)
+        return found
+
+    def _only_returned(self, tap: Tap) -> bool:
+        return all(user.op == "output" for user in self.node(tap).users)
+
+
+def _list(taps: tuple[Tap, ...]) -> str:
+    return ", ".join(map(str, taps)) or "a value inside a folded module"

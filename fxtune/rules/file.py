@@ -1,0 +1,102 @@
+"""The form of a rule file. Tuners and their settings are checked later, where the tuners are known."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from fxtune.rules.where import Where
+from fxtune.source import nearest
+
+TRAIN_WORDS = {
+    "tuners": "every weight that the rules insert",
+    "head": "the head; an error on a model without one",
+    "head if any": "the head, where the model has one",
+    "all": "every weight of the model, and the tuners",
+}
+"""What `train` may name; every other entry is a glob over the model's parameter names."""
+
+Tuner = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+def _with_settings(insert: Any) -> Any:
+    """``res_adapter`` and ``{res_adapter: null}`` as ``{res_adapter: {}}``."""
+    if isinstance(insert, str):
+        return {insert: {}}
+    if isinstance(insert, dict):
+        return {name: {} if settings is None else settings for name, settings in insert.items()}
+    return insert
+
+
+def _just_one(insert: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    if len(insert) != 1:
+        raise ValueError(f"expected exactly one tuner, with its settings, not {len(insert)}; write one rule for each")
+    return insert
+
+
+def _no_slip(train: list[str]) -> list[str]:
+    for i, entry in enumerate(train):
+        if entry in train[:i]:
+            raise ValueError(f"expected each entry once, not {entry!r} again")
+        # A glob that matches no parameter is caught on the model; a misspelt word can be caught here.
+        if entry not in TRAIN_WORDS and not set(entry) & set(".*?[") and (near := nearest(entry, TRAIN_WORDS, 1)):
+            words = ", ".join(TRAIN_WORDS)
+            raise ValueError(
+                f"expected one of {words} or a glob such as '*.bias', not {entry!r} (nearest: {near[0]!r})"
+            )
+    return train
+
+
+class Rule(BaseModel):
+    """One line of the work: at these sites, insert this tuner."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    at: str = Field(min_length=1, description="a pattern: mha, ffn, block, conv_mixer, or one under `patterns`")
+    where: Where = Field(default=Where(), description="which of the pattern's sites; all of them when left out")
+    insert: Annotated[
+        dict[Tuner, dict[str, Any]],
+        BeforeValidator(_with_settings, json_schema_input_type=Tuner | dict[Tuner, dict[str, Any] | None]),
+        AfterValidator(_just_one),
+    ] = Field(description="one tuner: its name, or {name: {setting: value}}")
+    reads: Literal["input", "output"] = Field(
+        default="input", description="what the tuner reads: the operation's input (Eq. 7) or its output (Eq. 6)"
+    )
+    expect: Annotated[int, Field(ge=1, strict=True)] | Literal["every block"] | None = Field(
+        default=None, description="how many sites must match: a number, or 'every block' for one in each chosen block"
+    )
+    required: bool = Field(
+        default=False,
+        strict=True,
+        description="whether a model without any match is an error; else the rule is skipped there",
+    )
+
+    @property
+    def tuner(self) -> str:
+        """The name of the tuner that is inserted."""
+        return next(iter(self.insert))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The tuner's settings, as far as the rule gives them."""
+        return self.insert[self.tuner]
+
+
+class RuleFile(BaseModel):
+    """A rule set for fxtune: where which tuners go, and what trains."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fxtune: Literal[1] = Field(description="the version of this form: 1")
+    name: str = Field(min_length=1, description="the name of the rule set")
+    about: str = Field(default="", description="one or two sentences on what it does, and its source")
+    train: Annotated[list[str], AfterValidator(_no_slip)] = Field(
+        default=["tuners", "head if any"],
+        min_length=1,
+        description="what trains: "
+        + "; ".join(f"`{word}`: {meaning}" for word, meaning in TRAIN_WORDS.items())
+        + "; or globs over parameter names such as '*.bias'",
+    )
+    rules: list[Rule] = Field(default=[], description="the rules; each inserts one tuner at the sites of one pattern")
+    patterns: dict[str, Any] = Field(default={}, description="patterns of this file's own, by name, for `at`")

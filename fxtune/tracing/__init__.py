@@ -1,0 +1,3 @@
+from fxtune.tracing.capture import capture
+from fxtune.tracing.region import Region
+__all__ = ["Region", "capture"]

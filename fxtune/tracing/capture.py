@@ -1,0 +1,63 @@
+"""``capture``: from a live module to a nested fx graph that computes the same, bit by bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxtune.errors import InputError, UnsupportedModelError
+from fxtune.tracing.build import build
+from fxtune.tracing.calls import Tree
+from fxtune.tracing.export import export
+from fxtune.tracing.flat import clean
+from fxtune.tracing.region import Region, assemble
+from fxtune.tracing.signature import CallSignature, SignatureCodeGen
+
+
+def capture(model: nn.Module, example_inputs: Any = None) -> Region:
+    args, kwargs = _inputs(model, example_inputs)
+    exported = _in_train_mode(model, args, kwargs)
+    signature = CallSignature(model, args, kwargs, exported)
+    clean(exported.program.graph_module)
+    tree = Tree(exported, model)
+    tree.root.inputs = list(exported.inputs.values())
+    regions = build(tree)
+    root = assemble(model, regions)
+    root.signature = signature
+    root.graph.set_codegen(SignatureCodeGen(signature))
+    root.recompile()
+    return root
+
+
+def _in_train_mode(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in flags:
+            module.training = True
+        return export(model, args, kwargs)
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def _inputs(model: nn.Module, given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs in the form (arguments, keywords)."""
+    if given is None:
+        from fxtune.cards import example_inputs
+
+        return example_inputs(model)
+    if isinstance(given, Tensor):
+        return (given,), {}
+    if isinstance(given, dict):
+        return (), dict(given)
+    if isinstance(given, (tuple, list)):
+        if len(given) == 2 and isinstance(given[0], (tuple, list)) and isinstance(given[1], dict):
+            return tuple(given[0]), dict(given[1])
+        return tuple(given), {}
+    raise InputError(
+        "example_inputs could not be read",
+        found=f"a {type(given).__name__}",
+        fix="pass a tuple of arguments, a dict of keywords, or a pair of both: ((x,), {'mask': mask})",
+    )

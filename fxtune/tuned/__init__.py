@@ -1,0 +1,13 @@
+"""The result of `apply`: a tuned model over its original's weights, and the steps that make one.
+
+In order: `structural_twin` of the model, `replace_head` on the twin if there is a new head, `observed_capture` of the twin, then
+(in other rooms) matching, planning and rewriting, then `TunedModel` with a `Report`.
+"""
+
+from fxtune.tuned.head import replace_head
+from fxtune.tuned.model import TunedModel
+from fxtune.tuned.observing import observed_capture
+from fxtune.tuned.report import Report, RuleOutcome
+from fxtune.tuned.twin import structural_twin
+
+__all__ = ["Report", "RuleOutcome", "TunedModel", "observed_capture", "replace_head", "structural_twin"]

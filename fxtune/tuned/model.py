@@ -1,0 +1,262 @@
+"""TunedModel: the model that `apply` returns."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fxtune.errors import InputError, UnsupportedModelError
+from fxtune.tracing import Region
+from fxtune.tuned.attributes import attribute_of_original, tuned_class
+from fxtune.tuned.checkpointing import checkpoint_blocks, keep_activations
+from fxtune.tuned.copying import copied_state, dump_state, load_state
+from fxtune.tuned.groups import parameter_groups
+from fxtune.tuned.guard import run
+from fxtune.tuned.hooks import refuse_dead_hooks
+from fxtune.tuned.ownership import apply_once, make_private, set_trainable
+from fxtune.tuned.report import Report
+from fxtune.tuned.tuning import Tuning
+
+_ROOT_DICTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+class TunedModel(nn.Module):
+    """A model with tuners in its graph. It is called like the original, is an instance of its class, and shares its weights.
+
+    The submodules are those of the first captured graph (`graph_module`): a rewritten module of the original is a Region at the
+    same path, so ``tuned.blocks[0]`` can be hooked, checkpointed, compiled or sharded. Inputs that no captured graph takes (other
+    optional inputs, another fixed size) are captured when first seen, with the same tuners.
+
+    Frozen weights lie in the original's memory and must stay unwritten: what trains has memory of its own. `.to(device)` and
+    `.to(dtype)` move the tuned model only; the original stays where it is, so from then on both hold their own weights.
+
+    Args:
+        original: the user's model, which is kept for `strip` and never touched (but see `inplace`).
+        twin: its `structural_twin`, with the new head if there is one; further graphs are captured from it.
+        graph: the rewritten root Region of the first capture. Tuners stand in a child `tuners` of the Region that runs them.
+        called: the paths of the modules that the captured forward called (`observed_capture` gives them).
+        rewrite: carries out the same plan on a further capture of the twin, and returns its rewritten root. Tuners that it
+            makes give way to the first graph's, by path. It must be picklable and deep-copyable.
+        trains: the state_dict names of all parameters that train: tuners' and, if rules say so, the original's.
+        head: the module path of the head, for `parameter_groups`.
+        blocks: the module paths of the Blocks, for gradient checkpointing.
+        batchnorm: ``frozen`` keeps running statistics as they are; ``track`` lets private copies of them move.
+        inplace: train original weights in the original's memory instead of private copies.
+
+    Raises:
+        PlanError: `trains` names a parameter that does not exist.
+    """
+
+    def __new__(cls, original: nn.Module, *_: Any, **__: Any) -> TunedModel:
+        made: TunedModel = object.__new__(tuned_class(TunedModel, type(original)))  # type: ignore[type-var,assignment]
+        return made
+
+    def __init__(
+        self,
+        original: nn.Module,
+        twin: nn.Module,
+        graph: Region,
+        *,
+        called: Iterable[str],
+        rewrite: Callable[[Region], Region],
+        trains: Iterable[str],
+        report: Report,
+        head: str | None = None,
+        blocks: Iterable[str] = (),
+        batchnorm: Literal["frozen", "track"] = "frozen",
+        inplace: bool = False,
+    ) -> None:
+        trains = list(trains)
+        state = Tuning(original, twin, {"forward": [graph]}, rewrite, head, tuple(blocks), report, batchnorm)
+        set_trainable(graph, trains)
+        if not inplace:
+            make_private(original, state.trees(), lambda _, tensor: tensor.requires_grad)
+        state.settle(graph)
+        refuse_dead_hooks(graph, called)
+        self._assemble(state)
+
+    def _assemble(self, state: Tuning) -> None:
+        nn.Module.__init__(self)
+        self.training = state.twin.training
+        for name in _ROOT_DICTS:
+            self.__dict__[name] = state.first.__dict__[name]
+        self.__dict__["_fxtune"] = state
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return run(self._state, "forward", args, kwargs)
+
+    # What it is
+
+    @property
+    def graph_module(self) -> Region:
+        """The first captured graph: ``print(tuned.graph_module.code)``."""
+        return self._state.first
+
+    @property
+    def trainable(self) -> list[str]:
+        """The names of the parameters that train."""
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+
+    def report(self) -> Report:
+        """Where each rule matched, what nearly matched and why not, and the weights added. Print it."""
+        return self._state.report.counted(*self._counts())
+
+    def print_trainable_parameters(self) -> None:
+        """Print the number of weights that train, in PEFT's words."""
+        trainable, total = self._counts()
+        share = 100 * trainable / total if total else 0.0
+        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
+
+    def parameter_groups(
+        self, *, lr: float, weight_decay: float = 0.0, head_lr: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Groups for `torch.optim`: tuners, head and other trained weights, each with and without weight decay.
+
+        Biases, norms and scales (fewer than two dimensions) don't decay. The head learns at `head_lr` if that is given.
+        """
+        return parameter_groups(self, self._state.head, lr=lr, weight_decay=weight_decay, head_lr=head_lr)
+
+    def prepare(self, *args: Any, **kwargs: Any) -> None:
+        """Capture the graph for inputs like these ahead of the first call with them; torch.compile needs that."""
+        self._state.graph_for("forward", args, kwargs)
+
+    def strip(self) -> nn.Module:
+        """The original, bit-equal and with its flags as they were. The tuned model stays usable."""
+        return self._state.original
+
+    def _counts(self) -> tuple[int, int]:
+        parameters = list(self.parameters())
+        return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+    @property
+    def _state(self) -> Tuning:
+        state: Tuning = self.__dict__["_fxtune"]
+        return state
+
+    # What nn.Module does, on every graph
+
+    def train(self, mode: bool = True) -> TunedModel:
+        """Set the mode as the original's own train() would; frozen batch norms stay in eval mode."""
+        self._state.set_mode(mode)
+        self.training = self._state.twin.training
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> TunedModel:
+        """Let every weight train, or none. Weights shared with the original become private before they train."""
+        if requires_grad:
+            make_private(self._state.original, self._state.trees(), lambda _, tensor: True)
+        nn.Module.requires_grad_(self, requires_grad)
+        return self
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As in torch. A frozen weight for which other values come becomes private, so that the original keeps its own.
+
+        Raises:
+            InputError: `assign=True`, which would part the graphs' weights from each other.
+        """
+        if assign:
+            raise InputError(
+                "A tuned model can't take over tensors from a state_dict.",
+                found="assign=True",
+                fix="leave assign out: the values are copied",
+            )
+        make_private(
+            self._state.original,
+            self._state.trees(),
+            lambda name, tensor: name in state_dict and _differ(state_dict[name], tensor),
+        )
+        return nn.Module.load_state_dict(self, state_dict, strict=strict)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> TunedModel:
+        apply_once(self._state.trees() if recurse else [], fn)
+        return self
+
+    def _replicate_for_data_parallel(self) -> TunedModel:
+        raise UnsupportedModelError(
+            "A tuned model can't be replicated by DataParallel.",
+            fix="use DistributedDataParallel, or one device (CUDA_VISIBLE_DEVICES=0)",
+        )
+
+    # Gradient checkpointing, under the names that timm, transformers and diffusers call it by
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Compute each Block's activations again in the backward pass instead of keeping them.
+
+        Raises:
+            PlanError: no Blocks are known on this model.
+            InputError: `use_reentrant=True`.
+        """
+        options = dict(gradient_checkpointing_kwargs or {})
+        checkpoint_blocks(self._state.every_graph(), self._state.blocks, options)
+        self._state.checkpointing = options
+
+    def gradient_checkpointing_disable(self) -> None:
+        keep_activations(self._state.every_graph(), self._state.blocks)
+        self._state.checkpointing = None
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.gradient_checkpointing_enable() if enable else self.gradient_checkpointing_disable()
+
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:
+        if gradient_checkpointing_func is not None:
+            raise InputError(
+                "A tuned model checkpoints its Blocks with torch.utils.checkpoint only.",
+                found="a gradient_checkpointing_func",
+                fix="leave it out",
+            )
+        self.gradient_checkpointing_enable()
+
+    def disable_gradient_checkpointing(self) -> None:
+        self.gradient_checkpointing_disable()
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self._state.checkpointing is not None
+
+    # Passing for the original, copies and pickles
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return nn.Module.__getattr__(self, name)
+        except AttributeError:
+            return attribute_of_original(self, name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*nn.Module.__dir__(self), *dir(self._state.twin)})
+
+    def _get_name(self) -> str:
+        return f"Tuned{type(self).__name__}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TunedModel:
+        return _made(copied_state(self._state, memo), copy.deepcopy(self._own_attributes(), memo))
+
+    def __reduce__(self) -> Any:
+        return _unpickled, (self._state.original, dump_state(self._state, self._own_attributes()))
+
+    def _own_attributes(self) -> dict[str, Any]:
+        """What the user or a library has put on the tuned model itself: hooks, plain attributes."""
+        return {name: value for name, value in self.__dict__.items() if name not in (*_ROOT_DICTS, "_fxtune")}
+
+
+def _made(state: Tuning, attributes: dict[str, Any]) -> TunedModel:
+    tuned = TunedModel.__new__(TunedModel, state.original)
+    tuned._assemble(state)
+    tuned.__dict__.update(attributes)
+    return tuned
+
+
+def _unpickled(original: nn.Module, pickled: bytes) -> TunedModel:
+    return _made(*load_state(original, pickled))
+
+
+def _differ(new: Any, tensor: torch.Tensor) -> bool:
+    if not isinstance(new, torch.Tensor) or new.shape != tensor.shape or new.is_meta or tensor.is_meta:
+        return False
+    return not torch.equal(new.to(tensor.device, tensor.dtype), tensor)
+

@@ -1,0 +1,91 @@
+"""Capture of a twin, with a note of every module that its forward called."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from fxtune.tracing import Region, capture
+
+HOOK_METHODS = (
+    "register_forward_hook",
+    "register_forward_pre_hook",
+    "register_full_backward_hook",
+    "register_full_backward_pre_hook",
+)
+LOCKS = ("train", *HOOK_METHODS)
+"""Attributes that a tuned model puts on modules of its twin, to keep a mode or to refuse hooks; off during a capture."""
+
+
+def observed_capture(
+    twin: nn.Module, example_inputs: Any = None, *, method: str = "forward"
+) -> tuple[Region, frozenset[str]]:
+    """Capture one method of the twin, whatever context the caller is in.
+
+    Args:
+        example_inputs: as for `fxtune.capture`.
+        method: the method to capture in the place of forward.
+
+    Returns:
+        The graph, and the paths of the modules that were called, those included that the graph dissolves.
+    """
+    with _clean_context(), _unlocked(twin), _as_forward(twin, method), _noting_calls(twin) as called:
+        graph = capture(twin, example_inputs)
+    return graph, frozenset(called)
+
+
+@contextlib.contextmanager
+def _clean_context() -> Iterator[None]:
+    """Neither the caller's autocast nor its no_grad nor inference mode belongs in the graph."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@contextlib.contextmanager
+def _unlocked(twin: nn.Module) -> Iterator[None]:
+    locks = [(module, name) for module in twin.modules() for name in LOCKS if name in module.__dict__]
+    taken = [(module, name, module.__dict__.pop(name)) for module, name in locks]
+    try:
+        yield
+    finally:
+        for module, name, lock in taken:
+            module.__dict__[name] = lock
+
+
+@contextlib.contextmanager
+def _as_forward(twin: nn.Module, method: str) -> Iterator[None]:
+    if method == "forward":
+        yield
+        return
+    before = twin.__dict__.get("forward")
+    twin.__dict__["forward"] = getattr(twin, method)
+    try:
+        yield
+    finally:
+        del twin.__dict__["forward"]
+        if before is not None:
+            twin.__dict__["forward"] = before
+
+
+@contextlib.contextmanager
+def _noting_calls(twin: nn.Module) -> Iterator[set[str]]:
+    """A module is known by its __dict__, which the exporter's proxies of it share."""
+    paths: dict[int, list[str]] = {}
+    for path, module in twin.named_modules(remove_duplicate=False):
+        paths.setdefault(id(module.__dict__), []).append(path)
+    called: set[str] = set()
+    handle = register_module_forward_pre_hook(lambda module, _: called.update(paths.get(id(module.__dict__), ())))
+    try:
+        yield called
+    finally:
+        handle.remove()

@@ -1,0 +1,100 @@
+"""What a tuned model consists of: the original, its twin, and the captured graphs, one per method and input signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fxtune.errors import InputError
+from fxtune.tracing import Region
+from fxtune.tuned.checkpointing import checkpoint_blocks
+from fxtune.tuned.modes import batch_norms, follow, freeze, moving_buffers
+from fxtune.tuned.observing import observed_capture
+from fxtune.tuned.ownership import make_private
+from fxtune.tuned.report import Report
+from fxtune.tuned.sharing import check_tuned_alike, take_over
+
+
+@dataclass(eq=False)
+class Tuning:
+    """The state behind a TunedModel, in one object so that its names don't hide the original's attributes."""
+
+    original: nn.Module
+    twin: nn.Module
+    graphs: dict[str, list[Region]]
+    rewrite: Callable[[Region], Region]
+    head: str | None
+    blocks: tuple[str, ...]
+    report: Report
+    batchnorm: Literal["frozen", "track"]
+    checkpointing: dict[str, Any] | None = field(default=None)
+
+    @property
+    def first(self) -> Region:
+        """The graph that `apply` captured: the module tree of the tuned model is its tree."""
+        return self.graphs["forward"][0]
+
+    def every_graph(self) -> Iterator[Region]:
+        for graphs in self.graphs.values():
+            yield from graphs
+
+    def trees(self) -> list[nn.Module]:
+        """Every module tree that holds the tuned model's tensors."""
+        return [*self.every_graph(), self.twin]
+
+    def find(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Region | None:
+        """The graph that takes these inputs, if it was captured."""
+        for graph in self.graphs.get(method, ()):
+            if graph.signature.accepts(args, kwargs) is None:
+                return graph
+        return None
+
+    def graph_for(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Region:
+        graph = self.find(method, args, kwargs)
+        return self.add(method, args, kwargs) if graph is None else graph
+
+    def add(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Region:
+        """Capture the twin once more, rewrite it by the same plan, and let it share modules with the first graph.
+
+        Nothing is kept if any of that fails. The random generator is left as it was.
+        """
+        if torch.compiler.is_compiling():
+            raise InputError(
+                "torch.compile met inputs for which no graph was captured, and can't capture one while it compiles.",
+                fix="call tuned.prepare(*inputs) with such inputs before the compiled call",
+            )
+        with torch.random.fork_rng(devices=[]):
+            captured, _ = observed_capture(self.twin, (args, kwargs), method=method)
+            graph = self.rewrite(captured)
+        check_tuned_alike(graph, self.first, method)
+        take_over(graph, self.first)
+        self.settle(graph)
+        self.graphs.setdefault(method, []).append(graph)
+        return graph
+
+    def settle(self, graph: Region) -> None:
+        """Make a graph follow the modes of the tuned model and keep the original's buffers unwritten."""
+        frozen = self.batchnorm == "frozen"
+        written = {id(buffer) for buffer in moving_buffers(graph, statistics=not frozen)}
+        make_private(self.original, self.trees(), lambda _, tensor: id(tensor) in written)
+        for module in batch_norms(graph) if frozen else ():
+            freeze(module)
+        follow(graph, self.twin)
+        if self.checkpointing is not None:
+            checkpoint_blocks([graph], self.blocks, self.checkpointing)
+
+    def set_mode(self, training: bool) -> None:
+        self.twin.train(training)
+        for graph in self.every_graph():
+            follow(graph, self.twin)
+
+
+def state_of(tuned: nn.Module) -> Tuning | None:
+    """The state of a tuned model, None while it is being put together."""
+    state = tuned.__dict__.get("_fxtune")
+    return state if isinstance(state, Tuning) else None
+

@@ -1,0 +1,16 @@
+"""Tuners: small modules that a rule file names, tokens (B, N, D) to what is added to an operation's output, (B, N, D).
+
+Weights are float32 beside a backbone of any dtype: in bfloat16's 8 bits of mantissa small updates would be lost. So a
+shipped tuner casts its tokens to the dtype of its weights, and its result back, for the residual stream must keep its
+own. A zero stays exactly zero on the way: a tuner that starts at zero leaves the model bit-equal.
+"""
+
+from __future__ import annotations
+
+from fxtune.tuners import res_adapter, res_prefix, res_prompt  # noqa: F401 - importing registers them
+from fxtune.tuners.building import build, refusal, settings
+from fxtune.tuners.placement import Placement
+from fxtune.tuners.registry import names, tuner
+from fxtune.tuners.resolving import resolve
+
+__all__ = ["Placement", "build", "names", "refusal", "resolve", "settings", "tuner"]

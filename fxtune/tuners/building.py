@@ -1,0 +1,73 @@
+"""From a name and settings to a tuner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxtune import source
+from fxtune.errors import RuleError, SourceError
+from fxtune.source import Document, Loc
+from fxtune.tuners.placement import Placement
+from fxtune.tuners.registry import Entry, find
+
+
+def settings(name: str) -> dict[str, tuple[Any, Any]]:
+    """The settings of the tuner `name`: name -> (annotation, default).
+
+    Raises:
+        RuleError: no tuner is called so; the closest names.
+    """
+    return dict(find(name).settings)
+
+
+def refusal(name: str, kind: str) -> str | None:
+    """Why the tuner `name` does not go on sites of this kind; None when it does."""
+    return find(name).refuses.get(kind)
+
+
+def build(
+    name: str,
+    settings: Mapping[str, Any],
+    place: Placement,
+    *,
+    seed: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """A new tuner for `place`.
+
+    Weights are drawn in the default dtype on the CPU and then moved, so a seed gives the same ones on every device.
+    With `seed` they come from a generator of their own and the global one stays as it was. On the meta device nothing
+    is drawn.
+
+    Raises:
+        RuleError: no tuner is called so, it refuses this kind of site, or a setting is unknown or has a bad value.
+    """
+    entry = find(name)
+    values = checked(entry, source.from_data(settings, name))
+    if place.kind in entry.refuses:
+        raise RuleError(f"The tuner {name!r} does not go on {place.kind!r}", found=entry.refuses[place.kind])
+    target = torch.device(device)
+    drawn_on = target if target.type == "meta" else torch.device("cpu")
+    with torch.random.fork_rng(devices=[], enabled=seed is not None), drawn_on:
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        module = entry.cls(place, **values)
+    return module.to(device=target, dtype=dtype)
+
+
+def checked(entry: Entry, document: Document, at: Loc = ()) -> dict[str, Any]:
+    """All settings of the tuner: those that stand at `at` in `document`, and the defaults of the others.
+
+    Raises:
+        RuleError: a setting is unknown (the nearest one) or has a bad value (what was expected).
+    """
+    try:
+        return document.validate(entry.model, at=at).model_dump(by_alias=True)
+    except SourceError as error:
+        asked = f"The tuner {entry.name!r} does not take these settings"
+        raise RuleError(asked, found=error.found, where=error.where) from None

@@ -1,0 +1,145 @@
+"""The names by which rule files call tuner classes, and what a class must look like to bear one.
+
+A tuner is an ``nn.Module`` whose ``forward(x)`` maps tokens (B, N, D) to what is added to the output, (B, N, D):
+
+    @fxtune.tuner("shift")
+    class Shift(torch.nn.Module):
+        refuses = {"mha": "its projection has a bias already"}  # optional: kind of site -> why not
+
+        def __init__(self, place: fxtune.Placement, *, start: float = 0.0) -> None:
+            super().__init__()
+            self.shift = torch.nn.Parameter(torch.full((place.width,), start))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.shift.to(x.dtype).expand_as(x)
+
+Its settings are its keyword-only parameters. Each needs a type that YAML can say (int, float, bool, str, Literal, list
+or dict of these; ``Annotated`` constraints of pydantic hold) and a default.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from torch import nn
+
+from fxtune.errors import RuleError
+from fxtune.rules import Where
+from fxtune.source import nearest
+
+Class = TypeVar("Class", bound=type)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered tuner."""
+
+    name: str
+    cls: type[nn.Module]
+    model: type[BaseModel]
+    """Validates settings, strictly; has one aliased field for each."""
+    settings: Mapping[str, tuple[Any, Any]]
+    """name -> (annotation, default)"""
+    refuses: Mapping[str, str]
+    """kind of site -> why the tuner does not go there"""
+
+
+_entries: dict[str, Entry] = {}
+
+
+def tuner(name: str) -> Callable[[Class], Class]:
+    """Class decorator: registers an ``nn.Module`` as the tuner `name` (see the top of this module).
+
+    Running the same definition again, as in a notebook, replaces the class.
+
+    Raises:
+        RuleError: the name is taken or ill-formed, or the class does not have a tuner's form.
+    """
+
+    def register(cls: Class) -> Class:
+        _entries[name] = _entry(name, cls)
+        return cls
+
+    return register
+
+
+def find(name: str, *, where: str | None = None) -> Entry:
+    """The tuner called `name`.
+
+    Raises:
+        RuleError: there is none; the closest names. `where` says where it was asked for.
+    """
+    if name in _entries:
+        return _entries[name]
+    near = nearest(name, _entries)
+    raise RuleError(
+        f"No tuner is called {name!r}",
+        found=f"the closest names are {', '.join(near)}" if near else f"the tuners are {', '.join(names())}",
+        where=where,
+        fix=f'a class of your own is named with @fxtune.tuner("{name}"); import it before the rules are used',
+    )
+
+
+def names() -> list[str]:
+    """All registered tuners."""
+    return sorted(_entries)
+
+
+def _entry(name: str, cls: Any) -> Entry:
+    def refuse(found: str, fix: str) -> RuleError:
+        return RuleError(f"{cls!r} cannot be the tuner {name!r}", found=found, fix=fix)
+
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise refuse(f"the name {name!r}", "use lower-case letters, digits and underscores, a letter first")
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise refuse("it is not a torch.nn.Module class", "derive it from torch.nn.Module")
+    taken = _entries.get(name)
+    if taken and (taken.cls.__module__, taken.cls.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise refuse(f"the name is taken by {taken.cls!r}", "choose another name")
+    if cls.forward is nn.Module.forward:
+        raise refuse("it has no forward", "define forward(self, x), tokens (B, N, D) to tokens (B, N, D)")
+    signature = inspect.signature(cls.__init__)
+    parameters = [*signature.parameters.values()][1:]
+    if (
+        not parameters
+        or parameters[0].name != "place"
+        or parameters[0].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD
+    ):
+        raise refuse(f"__init__{signature}", "make `place: fxtune.Placement` its first parameter")
+    settings = parameters[1:]
+    for setting in settings:
+        if setting.kind is not setting.KEYWORD_ONLY:
+            raise refuse(f"the parameter {setting}", "put `*` after `place`: settings are keyword-only, one by one")
+        if setting.annotation is setting.empty or setting.default is setting.empty:
+            raise refuse(f"the setting {setting}", f"write `{setting.name}: type = default`")
+        if setting.name in Where.model_fields:
+            raise refuse(f"the setting {setting.name!r}", "choose another name: as a keyword it already chooses sites")
+    refuses = getattr(cls, "refuses", {})
+    if not isinstance(refuses, Mapping) or not all(isinstance(text, str) for pair in refuses.items() for text in pair):
+        raise refuse(f"refuses = {refuses!r}", 'write `refuses = {"mha": "the reason"}`: kind of site to reason')
+    try:
+        hints = get_type_hints(cls.__init__, include_extras=True)
+        known = {setting.name: (hints[setting.name], setting.default) for setting in settings}
+        model = _model(name, known)
+        model.model_validate({name: default for name, (_, default) in known.items()})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise refuse(f"the default {first['input']!r} of {first['loc'][0]!r}", first["msg"]) from None
+    except (NameError, TypeError) as error:
+        raise refuse(f"its annotations cannot be read: {error}", "annotate settings with types that exist") from None
+    return Entry(name, cls, model, known, dict(refuses))
+
+
+def _model(name: str, settings: Mapping[str, tuple[Any, Any]]) -> type[BaseModel]:
+    # Aliased fields: a setting may be called `copy` or `model_name` without clashing with pydantic's own names.
+    fields: dict[str, Any] = {
+        f"setting_{i}": (annotation, Field(default=default, alias=setting))
+        for i, (setting, (annotation, default)) in enumerate(settings.items())
+    }
+    config = ConfigDict(extra="forbid", strict=True)
+    return create_model(f"settings of {name}", __config__=config, **fields)

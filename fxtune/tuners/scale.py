@@ -1,0 +1,46 @@
+"""The learned scale on a tuner's output."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+ScaleKind = Literal["none", "scalar", "channel", "gate"]
+"""No scale; one factor; one factor a channel; a factor a sample, computed from the output itself."""
+
+
+def make_scale(kind: ScaleKind, width: int, *, start: float = 1.0) -> nn.Module:
+    """The module that scales a tuner's output (B, N, D), D = `width`; scalar and channel factors begin at `start`."""
+    match kind:
+        case "none":
+            return nn.Identity()
+        case "scalar":
+            return Factor(1, start)
+        case "channel":
+            return Factor(width, start)
+        case "gate":
+            return Gate(width)
+
+
+class Factor(nn.Module):
+    """``s ⊙ x`` with one weight, or one for each channel."""
+
+    def __init__(self, size: int, start: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((size,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+class Gate(nn.Module):
+    """``g · x`` with ``g = mean over tokens of sigmoid(x w + b)``, one number for each sample; D + 1 weights."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.map = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.map(x)).mean(dim=-2, keepdim=True)

@@ -1,0 +1,6 @@
+"""The view room: from a captured graph to what it computes."""
+
+from fxtune.view.canonical import Use, View, view
+from fxtune.view.values import Tap, Value
+
+__all__ = ["Tap", "Use", "Value", "View", "view"]
