@@ -45,18 +45,21 @@ def apply(
     Args:
         model: a model, or a name that the command line takes (``timm/vit_base_patch16_224``). It is not changed.
         rules: a shipped rule set's name, the path of a rule file, a dict of the same form, or a list of these.
-        example_inputs: a tuple of arguments, a dict of keywords, or a pair of both; by default the model card's. Sizes of at least 2 become
-            dynamic.
+        example_inputs: a tuple of arguments, a dict of keywords, or a pair of both; by default the model card's. Sizes
+            of at least 2 become dynamic.
         head: module path of the head; by default the model card's, else the last Linear.
         num_classes: puts a new head for so many classes on the tuned model.
         inplace: let the model's own weights train where the rules train them, instead of private copies.
         seed: draws the new weights from a generator of their own.
         dtype: of the new weights.
-        batchnorm: ``frozen`` keeps the statistics of every batch norm as they are; ``track`` lets them move, on private copies.
-        overrides: settings (``dim=20``) for every tuner that has them, and conditions (``blocks="0..5"``, ``drop=[3]``) for every rule.
+        batchnorm: ``frozen`` keeps the statistics of every batch norm as they are; ``track`` lets them move, on
+            private copies.
+        overrides: settings (``dim=20``) for every tuner that has them, and conditions (``blocks="0..5"``,
+            ``drop=[3]``) for every rule.
 
     Returns:
-        The tuned model: same forward, same return type, same state_dict keys, and the tuners' keys with the component ``tuners``.
+        The tuned model: same forward, same return type, same state_dict keys, and the tuners' keys with the component
+        ``tuners``.
 
     Raises:
         FxtuneError: what could not be done, where, and what to do about it. The model is then as it was.
@@ -100,11 +103,16 @@ def inspect(
 ) -> Inspection:
     """What a model has, and what rules would do to it: sites, near misses, weights to train.
 
-    Takes what `apply` takes; a model given by name is built on the meta device, without its weights. Nothing is changed.
+    Takes what `apply` takes; a model given by name is built on the meta device, without its weights. Nothing is
+    changed.
     """
     model = resolve_model(model, meta=True) if isinstance(model, str) else model
-    draft = _draft(model, rules or {"train": ["tuners"]}, overrides, example_inputs, head, num_classes, None, torch.float32)
-    kinds = dict.fromkeys(["mha", "ffn", "block", "conv_mixer", *(rule.at for s in draft.recipe.rule_sets for rule in s.rules)])
+    draft = _draft(
+        model, rules or {"train": ["tuners"]}, overrides, example_inputs, head, num_classes, None, torch.float32
+    )
+    kinds = dict.fromkeys(
+        ["mha", "ffn", "block", "conv_mixer", *(rule.at for s in draft.recipe.rule_sets for rule in s.rules)]
+    )
     report = None
     if rules is not None:
         weights = counted(draft.patch)
@@ -132,7 +140,7 @@ class Recipe:
 
     def library(self) -> Library:
         """The shipped patterns and those of the rule files."""
-        return load_patterns([(rule_set.document, ()) for rule_set in self.rule_sets])
+        return load_patterns(self.rule_sets)
 
     def plan(self, graph: fx.GraphModule) -> tuple[Sites, Patch]:
         """The sites of a capture, and what the rules change there."""

@@ -161,7 +161,7 @@ def test_a_rule_set_from_a_file_a_dict_and_a_list(tmp_path, monkeypatch):
     path.write_text(
         "fxtune: 1\nname: mine\ntrain: ['*.bias', head]\nrules:\n"
         "  - at: mixer\n    insert: res_adapter\n    reads: output\n    where: {blocks: 0..3, drop: [1]}\n"
-        "patterns:\n  mixer: {flow: x}\n"
+        "patterns:\n  mixer: {in: x, out: y, dataflow: y = tanh(x)}\n"
     )
     monkeypatch.chdir(tmp_path)
     same = {
@@ -174,12 +174,13 @@ def test_a_rule_set_from_a_file_a_dict_and_a_list(tmp_path, monkeypatch):
                 "where": {"blocks": "0..3", "drop": (1,)},
             }
         ],
-        "patterns": {"mixer": {"flow": "x"}},
+        "patterns": {"mixer": {"in": "x", "out": "y", "dataflow": "y = tanh(x)"}},
     }
     named, text, local, data, shipped = rules.load([path, str(path), "mine.yaml", same, "tri_res"])
     for rule_set in (named, text, local, data):
         assert rule_set.train == ("*.bias", "head")
-        assert rule_set.patterns == {"mixer": {"flow": "x"}}
+        pattern = rule_set.patterns["mixer"]
+        assert (pattern.inputs, pattern.output, pattern.dataflow) == (["x"], "y", "y = tanh(x)")
         (rule,) = rule_set.rules
         assert (rule.tuner, rule.settings, rule.reads, rule.expect, rule.required) == (
             "res_adapter",
@@ -191,7 +192,7 @@ def test_a_rule_set_from_a_file_a_dict_and_a_list(tmp_path, monkeypatch):
         assert rule.where == Where(blocks="0..3", drop=[1])
     assert (named.name, named.origin, named.place(0)) == ("mine", "file", f"{path}:5:5")
     assert named.place(0, "where", "drop") == f"{path}:8:33"
-    assert named.document.where(("patterns", "mixer", "flow")) == f"{path}:10:17"
+    assert named.document.where(("patterns", "mixer", "dataflow")) == f"{path}:10:36"
     assert (data.name, data.origin, data.place(0, "at")) == ("rules", "dict", "<dict>: rules[0].at")
     assert (shipped.name, shipped.origin) == ("tri_res", "shipped")
 

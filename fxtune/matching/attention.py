@@ -12,7 +12,8 @@ _NEEDED = ("q_proj", "k_proj", "v_proj", "out_proj", "o.q", "o.k", "o.v", "o")
 
 
 def read_attention(view: View, solution: Solution) -> Attention | None:
-    """The attention of a match whose names (its own, or those of one inner pattern) say q, k, v and the projections; else None."""
+    """The attention of a match whose names (its own, or those of one inner pattern) say q, k, v and the projections;
+    else None."""
     names = _with_attention(solution)
     if names is None:
         return None
@@ -37,7 +38,8 @@ def read_attention(view: View, solution: Solution) -> Attention | None:
         mask=mask.value if mask else None,
         causal=bool(view.attrs(core).get("is_causal", False)),
         scale=_scale(view, names, core),
-        cross=names["q_proj"].node != names["k_proj"].node and _source(view, names, "q_proj") != _source(view, names, "k_proj"),
+        cross=names["q_proj"].node != names["k_proj"].node
+        and _source(view, names, "q_proj") != _source(view, names, "k_proj"),
     )
 
 

@@ -1,8 +1,8 @@
 """Matching one pattern against the view by backtracking, with the furthest failure kept.
 
-A match starts at the operation that gives a pattern's output and walks against the dataflow. Results of a named pattern at an operation are
-kept, so a pattern that is part of many others is matched once a place; a run (`op*`) visits a bounded number of operations. Time is
-therefore linear in the size of the model.
+A match starts at the operation that gives a pattern's output and walks against the dataflow. Results of a named
+pattern at an operation are kept, so a pattern that is part of many others is matched once a place; a run (`op*`)
+visits a bounded number of operations. Time is therefore linear in the size of the model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from fxtune.patterns import Library
 from fxtune.patterns.syntax import Anything, Attribute, Body, Call, Condition, Expr, Line, Name, Pattern, Term
 from fxtune.view import Use, View
-from fxtune.view.ops import COMMUTATIVE
+from fxtune.vocabulary import COMMUTATIVE
 
 RUN_LIMIT = 64
 """Operations that one run (`op*`) visits at most."""
@@ -58,7 +58,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """A whole match: the alternative that matched, its names, and its operations. Names of inner patterns are dotted."""
+    """A whole match: the alternative, its names (those of inner patterns dotted), and its operations."""
 
     variant: str
     names: Mapping[str, Bound]
@@ -84,7 +84,7 @@ class Matcher:
         self._furthest: Miss | None = None
 
     def match(self, pattern: Pattern, node: int) -> tuple[tuple[Solution, ...], Miss | None]:
-        """The ways in which `pattern` gives the result of operation `node`, and the furthest failure where there is none."""
+        """The ways in which `pattern` gives the result of `node`, and where there is none the furthest failure."""
         key = (pattern.name, node)
         if key not in self._kept:
             outer, self._furthest = self._furthest, None
@@ -119,7 +119,7 @@ class Matcher:
         rest = self._roots(expr.args[0], body) if expr.quantity else frozenset()
         return None if own is None or rest is None else own | rest
 
-    # ---- one alternative -----------------------------------------------------------------------------------------------------------
+    # ---- one alternative ---------------------------------------------------------------------------------------------
 
     def _body(self, pattern: Pattern, body: Body, node: int) -> Iterator[Solution]:
         line = body.lines[pattern.output]
@@ -171,7 +171,7 @@ class Matcher:
                     return False
         return True
 
-    # ---- expressions ---------------------------------------------------------------------------------------------------------------
+    # ---- expressions -------------------------------------------------------------------------------------------------
 
     def _expr(self, expr: Expr, use: Use, state: State, body: Body, label: str) -> Iterator[State]:
         if isinstance(expr, Anything):
@@ -259,7 +259,7 @@ class Matcher:
             return self.view.op(node) in ops
         return bool(self.match(self.library.patterns[name], node)[0])
 
-    # ---- conditions ----------------------------------------------------------------------------------------------------------------
+    # ---- conditions --------------------------------------------------------------------------------------------------
 
     def _holds(self, pattern: Pattern, body: Body, state: State) -> bool:
         for condition in pattern.conditions:
@@ -301,7 +301,7 @@ class Matcher:
                 return False
         return True
 
-    # ---- failures ------------------------------------------------------------------------------------------------------------------
+    # ---- failures ----------------------------------------------------------------------------------------------------
 
     def _fail(self, state: State, node: int, reason: str, where: str) -> None:
         if self._furthest is None or len(state.nodes) > self._furthest.score:
@@ -318,7 +318,9 @@ class Matcher:
 def _compare(condition: Condition, left: Any, right: Any) -> bool:
     if condition.comparison in ("==", "!="):
         # Symbolic sizes are compared as they are written: no guard is put on them.
-        same = left is not None and right is not None and (str(left) == str(right) or left is right or _equal(left, right))
+        same = (
+            left is not None and right is not None and (str(left) == str(right) or left is right or _equal(left, right))
+        )
         return same == (condition.comparison == "==")
     try:
         return _COMPARE[condition.comparison](int(left), int(right))

@@ -31,14 +31,16 @@ class Port:
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention inside an MHA: values as the attention core reads them, B x heads x N x head_dim or with batch and heads merged.
+    """The attention inside an MHA: values as the attention core reads them, B x heads x N x head_dim or with batch and
+    heads merged.
 
     Attributes:
         q: value id of the queries, scaled already where the model scales them.
         k: of the keys, after k-norm and rotary embedding.
         v: of the values.
         output: of the core's result.
-        q_proj: state_dict name of the query projection's weight (one name for all three where they are fused); likewise k_proj, v_proj, out_proj.
+        q_proj: state_dict name of the query projection's weight (one name for all three where they are fused);
+            likewise k_proj, v_proj, out_proj.
         heads: number of query heads.
         kv_heads: number of key and value heads before they are repeated.
         head_dim: width of a head.

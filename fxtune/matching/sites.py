@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import os.path
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -32,8 +31,8 @@ class Match:
 class Sites:
     """The sites of a view, kind by kind, found when first asked for.
 
-    Two sites of one kind never overlap: matches are taken from the end of the model to its beginning, and of two that overlap the one
-    that ends later counts.
+    Two sites of one kind never overlap: matches are taken from the end of the model to its beginning, and of two that
+    overlap the one that ends later counts.
     """
 
     def __init__(self, view: View, library: Library) -> None:
@@ -54,14 +53,14 @@ class Sites:
         """Where the kind nearly matched, the nearest first."""
         return self._matches(kind, None)[1]
 
-    # ---- matches -------------------------------------------------------------------------------------------------------------------
+    # ---- matches -----------------------------------------------------------------------------------------------------
 
     def _matches(self, kind: str, where: str | None) -> tuple[list[Match], list[NearMiss]]:
         if kind not in self._found:
             pattern = self.library.get(kind, where=where)
             roots = self._matcher.roots(pattern)
             found: list[Match] = []
-            misses: list[Miss] = []
+            misses: dict[int, Miss] = {}
             claimed: set[int] = set()
             for node in self._candidates(roots):
                 if node in claimed:
@@ -71,7 +70,7 @@ class Sites:
                     found.append(Match(node, solutions[0]))
                     claimed |= solutions[0].nodes
                 elif miss is not None and miss.score > 1:
-                    misses.append(miss)
+                    misses[node] = miss
             self._found[kind] = (found[::-1], self._nearest(kind, misses, claimed))
         return self._found[kind]
 
@@ -80,17 +79,17 @@ class Sites:
             return sorted(self.view.graph, reverse=True)
         return sorted((node for op in roots for node in self.view.by_op.get(op, ())), reverse=True)
 
-    def _nearest(self, kind: str, misses: Iterable[Miss], claimed: set[int]) -> list[NearMiss]:
+    def _nearest(self, kind: str, misses: dict[int, Miss], claimed: set[int]) -> list[NearMiss]:
+        """The furthest failures. What lies in a site of the kind, or in a Block, is known to be something else."""
+        known = claimed if kind == BLOCK else claimed | self._block_of.keys()
         kept: dict[int, Miss] = {}
-        for miss in sorted(misses, key=lambda m: (-m.score, m.node)):
+        for miss in sorted((m for node, m in misses.items() if node not in known), key=lambda m: (-m.score, m.node)):
             if miss.node not in claimed:
                 kept.setdefault(miss.node, miss)
-        return [
-            NearMiss(kind, m.score, self.view.values[m.node].place(), m.reason, m.where)
-            for m in list(kept.values())[:NEAR_MISSES]
-        ]
+        nearest = list(kept.values())[:NEAR_MISSES]
+        return [NearMiss(kind, m.score, self.view.values[m.node].place(), m.reason, m.where) for m in nearest]
 
-    # ---- sites ---------------------------------------------------------------------------------------------------------------------
+    # ---- sites -------------------------------------------------------------------------------------------------------
 
     def _site(self, kind: str, index: int, match: Match) -> Site:
         pattern = self.library.patterns[kind]
@@ -135,13 +134,16 @@ class Sites:
         if axis >= len(found.shape):
             axis = len(found.shape) - 1
         positions = math.prod(size for i, size in enumerate(found.shape) if i not in (0, axis))
-        return Port(value, tuple(found.taps), tuple(map(str, found.shape)), axis, int(found.shape[axis]), str(positions))
+        return Port(
+            value, tuple(found.taps), tuple(map(str, found.shape)), axis, int(found.shape[axis]), str(positions)
+        )
 
     def _path(self, solution: Solution) -> str:
         modules = [self.view.values[node].module.split(".") for node in solution.nodes if self.view.op(node) != "param"]
-        return ".".join(os.path.commonprefix(modules))
+        common = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*modules, strict=False))
+        return ".".join(parts[0] for parts in common)
 
-    # ---- blocks --------------------------------------------------------------------------------------------------------------------
+    # ---- blocks ------------------------------------------------------------------------------------------------------
 
     @cached_property
     def _blocks(self) -> list[Match]:

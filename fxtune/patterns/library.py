@@ -3,51 +3,54 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from functools import lru_cache
+from typing import Protocol
 
 from fxtune import source
+from fxtune import vocabulary as ops
 from fxtune.errors import PatternError
 from fxtune.patterns.parse import calls_in, names_in, parse_body, parse_condition
+from fxtune.patterns.spec import PatternFile, PatternSpec
 from fxtune.patterns.syntax import Attribute, Body, Pattern
 from fxtune.resources import patterns_dir
 from fxtune.source import Document
-from fxtune.view import ops
 
-_Words = Annotated[list[str], BeforeValidator(lambda v: v.split() if isinstance(v, str) else v)]
-
-_VIEW_OPS = frozenset(ops.RENAMED.values()) | {"linear", "part", "scale", "shift", "param", "buffer", "input", "opaque", "conv"}
-
-
-class PatternSpec(BaseModel):
-    """One named pattern: a unit of computation from its inputs to its output."""
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-
-    about: str = Field("", description="what the pattern is, for people")
-    inputs: _Words = Field(..., alias="in", description="names of the values that it takes in; a tuner reads the first")
-    output: str = Field(..., alias="out", description="name of the value that it gives")
-    dataflow: str | None = Field(None, description="lines `name = op(value, ...)`; or use `any` for alternatives")
-    any: dict[str, str] | None = Field(None, description="alternatives: name of the variant to its dataflow; the first that matches counts")
-    where: list[str] = Field(default_factory=list, description="comparisons such as `x.width == y.width`")
-    shapes: dict[str, list[str | int]] = Field(
-        default_factory=dict, description="sizes by named dimensions, `...` for any run of them: `x: [B, ..., D]`"
-    )
+_VIEW_OPS = frozenset(ops.RENAMED.values()) | {
+    "linear", "part", "scale", "shift", "param", "buffer", "input", "opaque", "conv",
+}  # fmt: skip
 
 
-class PatternFile(BaseModel):
-    """A file of patterns."""
+class Definitions(Protocol):
+    """Anything that defines patterns: a pattern file, or a rule file with patterns of its own."""
 
-    model_config = ConfigDict(extra="forbid")
+    @property
+    def document(self) -> Document:
+        """Where they are written; they lie under ``ops`` and ``patterns``."""
 
-    fxtune: Literal[1] = Field(..., description="version of the file format")
-    about: str = Field("", description="what the file holds")
-    ops: dict[str, _Words] = Field(default_factory=dict, description="named sets of operators")
-    patterns: dict[str, PatternSpec] = Field(default_factory=dict, description="named patterns")
+    @property
+    def ops(self) -> Mapping[str, Sequence[str]]:
+        """Named sets of operators."""
+
+    @property
+    def patterns(self) -> Mapping[str, PatternSpec]:
+        """Named patterns."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """A pattern file, read."""
+
+    document: Document
+    ops: Mapping[str, Sequence[str]]
+    patterns: Mapping[str, PatternSpec]
+
+
+def read_definitions(document: Document) -> Definitions:
+    """A document as a file of patterns."""
+    file = document.validate(PatternFile)
+    return _File(document, file.ops, file.patterns)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,9 @@ class Library:
             return self.patterns[name]
         near = source.nearest(name, self.patterns)
         known = f"closest: {', '.join(near)}" if near else f"known: {', '.join(sorted(self.patterns))}"
-        raise PatternError(f"no pattern is called `{name}`", found=known, where=where, fix="define it under `patterns:`")
+        raise PatternError(
+            f"no pattern is called `{name}`", found=known, where=where, fix="define it under `patterns:`"
+        )
 
     def ops_of(self, name: str) -> frozenset[str] | None:
         """The operators that a name in a dataflow stands for; None when it names a pattern."""
@@ -76,42 +81,40 @@ class Library:
         return self.sets.get(name, frozenset({name}))
 
 
-def load_patterns(more: Iterable[tuple[Document, tuple[str | int, ...]]] = ()) -> Library:
-    """The shipped patterns, and those in other documents, checked together.
-
-    Args:
-        more: documents with ``patterns:`` (and ``ops:``), and where in the document they lie.
+def load_patterns(more: Iterable[Definitions] = ()) -> Library:
+    """The shipped patterns, and further ones, checked together; a later definition takes the place of an earlier one.
 
     Raises:
         PatternError, SourceError: with file, line and what was expected.
     """
+    patterns, sets, places = dict(_shipped().patterns), dict(_shipped().sets), dict[str, str]()
+    for definitions in more:
+        document = definitions.document
+        for name, words in definitions.ops.items():
+            sets[name], places[name] = frozenset(words), document.where(("ops", name))
+        for name, spec in definitions.patterns.items():
+            patterns[name] = _pattern(name, spec, document)
+    return _checked(Library(patterns, sets), places)
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> Library:
     patterns: dict[str, Pattern] = {}
     sets: dict[str, frozenset[str]] = {}
-    shipped = [(source.load(path), ()) for path in sorted(patterns_dir().glob("*.yaml"))]
-    for document, at in itertools.chain(shipped, more):
-        spec = _spec(document, at)
-        sets |= {name: frozenset(words) for name, words in spec.ops.items()}
-        for name, pattern in spec.patterns.items():
-            patterns[name] = _pattern(name, pattern, document, (*at, "patterns", name))
-    library = Library(patterns, sets)
-    for pattern in patterns.values():
+    for path in sorted(patterns_dir().glob("*.yaml")):
+        definitions = read_definitions(source.load(path))
+        sets |= {name: frozenset(words) for name, words in definitions.ops.items()}
+        patterns |= {name: _pattern(name, spec, definitions.document) for name, spec in definitions.patterns.items()}
+    return _checked(Library(patterns, sets), dict.fromkeys(sets, str(patterns_dir())))
+
+
+def _checked(library: Library, places: Mapping[str, str]) -> Library:
+    for name, where in places.items():
+        for word in sorted(library.sets[name]):
+            _check_operator(word, library, where)
+    for pattern in library.patterns.values():
         _check(pattern, library)
     return library
-
-
-def _spec(document: Document, at: tuple[str | int, ...]) -> PatternFile:
-    """A rule file holds patterns among other things: only its patterns are read here."""
-    data: Any = document.data
-    for segment in at:
-        data = data[segment]
-    own = {key: data[key] for key in PatternFile.model_fields if key in data}
-    if own == data:
-        return document.validate(PatternFile, at=at)
-    return PatternFile(
-        fxtune=1,
-        ops={k: list(v.split() if isinstance(v, str) else v) for k, v in (data.get("ops") or {}).items()},
-        patterns={name: document.validate(PatternSpec, at=(*at, "patterns", name)) for name in data.get("patterns") or {}},
-    )
 
 
 def _places(document: Document, loc: tuple[str | int, ...]) -> Iterator[str]:
@@ -122,7 +125,8 @@ def _places(document: Document, loc: tuple[str | int, ...]) -> Iterator[str]:
     return (f"{document.name}:{first + offset}" for offset in itertools.count())
 
 
-def _pattern(name: str, spec: PatternSpec, document: Document, loc: tuple[str | int, ...]) -> Pattern:
+def _pattern(name: str, spec: PatternSpec, document: Document) -> Pattern:
+    loc = ("patterns", name)
     where = document.where(loc)
     if (spec.dataflow is None) == (spec.any is None):
         raise PatternError(f"pattern `{name}` needs one of `dataflow:` and `any:`", where=where)
@@ -173,25 +177,40 @@ def _check_calls(pattern: Pattern, body: Body, library: Library) -> None:
                     found=f"pattern `{call.op}` takes in {len(inner.inputs)}: {', '.join(inner.inputs)}",
                     where=line.where,
                 )
-            for op in library.ops_of(call.op) or ():
-                if not _known(op):
-                    near = source.nearest(op, {*library.patterns, *library.sets, *_VIEW_OPS})
-                    raise PatternError(
-                        f"no operator, set or pattern is called `{op}`",
-                        found=f"closest: {', '.join(near)}" if near else None,
-                        where=line.where,
-                    )
+            if inner is None and call.op not in library.sets:
+                _check_operator(call.op, library, line.where)
 
 
-def _known(op: str) -> bool:
+def _check_operator(op: str, library: Library, where: str) -> None:
     if op in ops.LAYOUT or op in ops.CAST or op in ops.DROPOUT:
-        return False  # quiet operators are edges of the view and never match
-    return op in _VIEW_OPS or hasattr(torch.ops.aten, op) or hasattr(torch.ops.aten, f"{op}_")
+        raise PatternError(
+            f"`{op}` cannot stand in a dataflow",
+            found="layout, casts and dropout are edges of the view: any run of them may lie between two operators",
+            where=where,
+            fix="leave it out",
+        )
+    if op in _VIEW_OPS:
+        return
+    import torch  # only here: a rule file's form is checked without it
+
+    if hasattr(torch.ops.aten, op) or hasattr(torch.ops.aten, f"{op}_"):
+        return
+    near = source.nearest(op, {*library.patterns, *library.sets, *_VIEW_OPS, *dir(torch.ops.aten)})
+    raise PatternError(
+        f"no operator, set or pattern is called `{op}`",
+        found=f"closest: {', '.join(near)}" if near else "no name is close to it",
+        where=where,
+        fix="use ATen's names, those of `fxtune inspect`, or define a pattern or a set of that name",
+    )
 
 
 def _check_acyclic(pattern: Pattern, library: Library, path: tuple[str, ...]) -> None:
     if pattern.name in path:
-        raise PatternError(f"pattern `{pattern.name}` is built on itself", found=" -> ".join((*path, pattern.name)), where=pattern.where)
+        raise PatternError(
+            f"pattern `{pattern.name}` is built on itself",
+            found=" -> ".join((*path, pattern.name)),
+            where=pattern.where,
+        )
     for body in pattern.bodies:
         for line in body.lines.values():
             for call in calls_in(line.expr):

@@ -1,9 +1,9 @@
 """The grammar of dataflow text.
 
-    line      = name {"," name} "=" expr
-    expr      = "_" | name | op ["?" | "*"] "(" [expr {"," expr}] ")"
-    condition = term ("==" | "!=" | "<=" | ">=" | "<" | ">") term
-    term      = number | "true" | "false" | name "." name
+line      = name {"," name} "=" expr
+expr      = "_" | name | op ["?" | "*"] "(" [expr {"," expr}] ")"
+condition = term ("==" | "!=" | "<=" | ">=" | "<" | ">") term
+term      = number | "true" | "false" | name "." name
 """
 
 from __future__ import annotations
@@ -31,13 +31,17 @@ class _Tokens:
         while position < end:
             match = _TOKEN.match(text, position)
             if match is None or match.lastgroup is None:
-                raise self.error(f"the character {text[position:].lstrip()[:1]!r}", "a name, a number or one of ( ) , = ? * . _")
+                raise self.error(
+                    f"the character {text[position:].lstrip()[:1]!r}", "a name, a number or one of ( ) , = ? * . _"
+                )
             yield match.lastgroup, match[match.lastgroup]
             position = match.end()
 
     def error(self, found: str, expected: str) -> PatternError:
         return PatternError(
-            f"cannot read the dataflow line `{self.text.strip()}`", found=f"{found}; expected {expected}", where=self.where
+            f"cannot read the dataflow line `{self.text.strip()}`",
+            found=f"{found}; expected {expected}",
+            where=self.where,
         )
 
     def peek(self) -> str:
@@ -77,6 +81,8 @@ def _expr(tokens: _Tokens) -> Expr:
     tokens.sign("(")
     args: list[Expr] = []
     while tokens.peek() != ")":
+        if args and tokens.peek() != ",":
+            raise tokens.error(repr(tokens.peek()) if tokens.peek() else "the end of the line", "',' or ')'")
         if args:
             tokens.sign(",")
         args.append(_expr(tokens))

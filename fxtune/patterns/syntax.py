@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Name:
-    """A value by name: one that a line defines, or one that the pattern takes in. Used twice, it is the same value twice."""
+    """A value by name: one that a line defines, or one that the pattern takes in. Used twice, it is the same value
+    twice."""
 
     id: str
 
@@ -22,7 +23,8 @@ class Anything:
 class Call:
     """``op(a, b)``, ``op?(a)`` (there or not) or ``op*(a)`` (a run of such operations, each reading the one before).
 
-    `op` is an operator of the view, a set of them, or another pattern. Operands that the pattern does not write down are free.
+    `op` is an operator of the view, a set of them, or another pattern. Operands that the pattern does not write down
+    are free.
     """
 
     op: str

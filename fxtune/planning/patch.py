@@ -18,7 +18,8 @@ class Source:
         node: fx node of the region that holds the value.
         axis: its channel axis.
         rank: its number of axes.
-        copied: whether a later in-place operation overwrites the value, so that a copy must be taken when it is computed.
+        copied: whether a later in-place operation overwrites the value, so that a copy must be taken when it is
+            computed.
     """
 
     node: str

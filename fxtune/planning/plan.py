@@ -42,8 +42,7 @@ def plan(
     """
     planner = _Planner(root, sites)
     rules = tuple(
-        planner.rule(rule, rule_set.place(i), number)
-        for number, (rule_set, i, rule) in enumerate(_numbered(rule_sets))
+        planner.rule(rule, rule_set.place(i), number) for number, (rule_set, i, rule) in enumerate(_numbered(rule_sets))
     )
     if rules and not any(rule.insertions for rule in rules):
         raise _nothing(rules, rule_sets)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from fxtune.view import Value, View
-from fxtune.view.ops import CAST, DROPOUT, LAYOUT, PART
+from fxtune.vocabulary import CAST, DROPOUT, LAYOUT, PART
 
 
 class Overwritten:
     """Values whose memory an in-place operation writes after them.
 
-    Operators that may hand their operand's memory on (layout, parts, casts that change nothing, dropout in eval mode) are taken to do so:
-    the worst that follows is a copy too many.
+    Operators that may hand their operand's memory on (layout, parts, casts that change nothing, dropout in eval mode)
+    are taken to do so: the worst that follows is a copy too many.
     """
 
     def __init__(self, view: View) -> None:
@@ -35,4 +35,4 @@ def _hands_on(value: Value) -> bool:
     if value.op in LAYOUT or value.op in CAST or value.op in DROPOUT or value.op in PART or value.op == "getitem":
         return value.op != "clone"
     schema = getattr(value.target, "_schema", None)
-    return bool(schema) and any(result.alias_info is not None for result in schema.returns)
+    return schema is not None and any(result.alias_info is not None for result in schema.returns)

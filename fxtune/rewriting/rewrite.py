@@ -38,7 +38,8 @@ def rewrite(root: fx.GraphModule, patch: Patch, *, dtype: torch.dtype = torch.fl
 
 
 def _build(root: fx.GraphModule, insertion: Insertion, number: int, patch: Patch, dtype: torch.dtype) -> nn.Module:
-    """One seed for a call of `apply`; each tuner draws from a generator of its own, so that no tuner's draw depends on another's."""
+    """One seed for a call of `apply`; each tuner draws from a generator of its own, so that no tuner's draw depends on
+    another's."""
     seed = None if patch.seed is None else patch.seed + number
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
     return build(insertion.tuner, insertion.settings, insertion.place, seed=seed, dtype=dtype, device=device)
@@ -106,6 +107,5 @@ class _Region:
     def _behind(self, node: fx.Node, target: Callable[..., object] | str, args: tuple[object, ...]) -> fx.Node:
         """A new node right behind `node`; a text names a module."""
         with self.graph.inserting_after(node):
-            if isinstance(target, str):
-                return self.graph.call_module(target, args)  # type: ignore[arg-type]
-            return self.graph.call_function(target, args)  # type: ignore[arg-type]
+            kind = "call_module" if isinstance(target, str) else "call_function"
+            return self.graph.create_node(kind, target, args)  # type: ignore[arg-type]

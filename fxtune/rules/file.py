@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from fxtune.patterns import OpSets, PatternSpec
 from fxtune.rules.where import Where
 from fxtune.source import nearest
 
@@ -99,4 +100,7 @@ class RuleFile(BaseModel):
         + "; or globs over parameter names such as '*.bias'",
     )
     rules: list[Rule] = Field(default=[], description="the rules; each inserts one tuner at the sites of one pattern")
-    patterns: dict[str, Any] = Field(default={}, description="patterns of this file's own, by name, for `at`")
+    ops: OpSets = Field(default={}, description="named sets of operators, for the patterns of this file")
+    patterns: dict[str, PatternSpec] = Field(
+        default={}, description="patterns of this file's own, by name, for `at`; they may use the shipped ones"
+    )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from fxtune import source
 from fxtune.errors import RuleError
+from fxtune.patterns import PatternSpec
 from fxtune.resources import rules_dir
 from fxtune.rules.file import Rule, RuleFile
 from fxtune.source import Document
@@ -25,8 +26,9 @@ class RuleSet:
     train: tuple[str, ...]
     """Words of `TRAIN_WORDS` and globs over parameter names."""
     rules: tuple[Rule, ...]
-    patterns: Mapping[str, Any]
-    """Raw definitions; they lie in `document` at ``("patterns", name)``."""
+    ops: Mapping[str, Sequence[str]]
+    patterns: Mapping[str, PatternSpec]
+    """Patterns of the file's own; they lie in `document` at ``("patterns", name)``."""
     document: Document
     origin: Literal["shipped", "file", "dict"]
 
@@ -87,4 +89,4 @@ def _is_path(text: str) -> bool:
 
 def _read(document: Document, origin: Literal["shipped", "file", "dict"]) -> RuleSet:
     file = document.validate(RuleFile)
-    return RuleSet(file.name, file.about, tuple(file.train), tuple(file.rules), file.patterns, document, origin)
+    return RuleSet(file.name, file.about, tuple(file.train), tuple(file.rules), file.ops, file.patterns, document, origin)

@@ -74,15 +74,15 @@ class Tree:
     """The calls of one exported graph.
 
     Args:
-        dissolved: ids of modules whose calls are not kept as calls; their nodes belong to the caller.
+        dissolved: paths of modules whose calls are not kept as calls; their nodes belong to the caller.
     """
 
-    def __init__(self, exported: Exported, model: nn.Module, dissolved: frozenset[int] = frozenset()) -> None:
+    def __init__(self, exported: Exported, model: nn.Module, dissolved: frozenset[str] = frozenset()) -> None:
         self.exported = exported
         self.model = model
         self.homes = Homes(model)
         self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.dissolved = set(dissolved)
+        self.dissolved = dissolved
         self.order: list[Node] = [
             n for n in exported.graph.nodes if n.op not in ("placeholder", "output", "get_attr") and not is_size(n)
         ]
@@ -93,10 +93,15 @@ class Tree:
             scattered = self._grow()
             if scattered is None:
                 break
-            self.dissolved.add(id(scattered))
+            self.dissolved |= self.paths(scattered)
         self._fold()
         for call in self.root.walk():
             call.inputs, call.outputs = self._inputs(call), self._outputs(call)
+        self.root.inputs = list(exported.inputs.values())
+
+    def paths(self, module: nn.Module) -> frozenset[str]:
+        """Every path at which a module is registered."""
+        return frozenset(path for path, other in self.modules.items() if other is module)
 
     def weight(self, node: Node) -> Tensor | None:
         """The model's tensor that a lifted placeholder stands for."""
@@ -161,7 +166,7 @@ class Tree:
             if prefix not in chains:
                 path = path.split("@")[0]
                 module = self.modules.get(path)
-                if module is None or id(module) in self.dissolved:
+                if module is None or path in self.dissolved:
                     chains[prefix] = list(chain)
                 else:
                     chains[prefix] = [*chain, Call(key, path, module, chain[-1])]

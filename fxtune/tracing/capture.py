@@ -12,22 +12,22 @@ from fxtune.tracing.build import build
 from fxtune.tracing.calls import Tree
 from fxtune.tracing.export import export
 from fxtune.tracing.flat import clean
+from fxtune.tracing.modes import settle_modes
 from fxtune.tracing.region import Region, assemble
-from fxtune.tracing.signature import CallSignature, SignatureCodeGen
+from fxtune.tracing.signature import CallSignature
+from fxtune.tracing.supported import check_supported
 
 
 def capture(model: nn.Module, example_inputs: Any = None) -> Region:
+    check_supported(model)
     args, kwargs = _inputs(model, example_inputs)
     exported = _in_train_mode(model, args, kwargs)
     signature = CallSignature(model, args, kwargs, exported)
     clean(exported.program.graph_module)
-    tree = Tree(exported, model)
-    tree.root.inputs = list(exported.inputs.values())
+    tree = settle_modes(Tree(exported, model), args, kwargs)
     regions = build(tree)
     root = assemble(model, regions)
-    root.signature = signature
-    root.graph.set_codegen(SignatureCodeGen(signature))
-    root.recompile()
+    root.call_like(signature)
     return root
 
 

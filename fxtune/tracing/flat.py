@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from typing import Any, TypeGuard
 
@@ -18,10 +19,13 @@ _SIZES = {torch.ops.aten.sym_size.int, torch.ops.aten.sym_stride.int, torch.ops.
 
 def clean(module: GraphModule) -> None:
     """Inlines autocast and no-grad regions (each node remembers them in ``meta["contexts"]``, outermost first)
-    and drops assertions and dead nodes. In-place and random nodes stay: they act even when nobody reads them."""
+    and drops assertions, slices of everything, and dead nodes. In-place and random nodes stay: they act even when
+    nobody reads them."""
     _inline_contexts(module, module.graph)
     for node in reversed(module.graph.nodes):
-        if not node.users and node.op not in ("placeholder", "output") and _removable(node):
+        if node.target is torch.ops.aten.slice.Tensor and _takes_all(node):
+            node.replace_all_uses_with(node.args[0])
+        if not node.users and node.op not in ("placeholder", "output") and not acts(node.target):
             module.graph.erase_node(node)
 
 
@@ -37,12 +41,15 @@ def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor)
 
 
-def _removable(node: Node) -> bool:
-    return node.op == "get_attr" or not _acts(node.target)
+def _takes_all(node: Node) -> bool:
+    """``x[:]`` along one dimension."""
+    start, end, step = (*node.args[2:], *(None, None, 1)[len(node.args) - 2 :])
+    return start in (None, 0) and end in (None, sys.maxsize) and step == 1
 
 
 @cache
-def _acts(target: Any) -> bool:
+def acts(target: Any) -> bool:
+    """Whether an operator does more than return a value: it writes to a tensor or draws random numbers."""
     if not isinstance(target, OpOverload):
         return False
     if target.name().startswith(_ASSERTIONS):

@@ -90,6 +90,9 @@ class CallSignature:
         arguments = self._arguments(args, kwargs)
         self.guards = [guard for guard in _guards(exported) if _true(guard, self._scope(arguments))]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CallSignature:
+        return self
+
     def accepts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
         """None if the graph is right for this call, else the reason why it is not."""
         outcome = self._match(args, kwargs)
@@ -227,9 +230,6 @@ class SignatureCodeGen(CodeGen):
 
     def process_outputs(self, outputs: Any) -> Any:
         return self.signature.result(outputs)
-
-    def __deepcopy__(self, memo: Any) -> SignatureCodeGen:
-        return SignatureCodeGen(self.signature)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The result of `apply`: a tuned model over its original's weights, and the steps that make one.
 
-In order: `structural_twin` of the model, `replace_head` on the twin if there is a new head, `observed_capture` of the twin, then
-(in other rooms) matching, planning and rewriting, then `TunedModel` with a `Report`.
+In order: `structural_twin` of the model, `replace_head` on the twin if there is a new head, `observed_capture` of the
+twin, then (in other rooms) matching, planning and rewriting, then `TunedModel` with a `Report`.
 """
 
 from fxtune.tuned.head import replace_head

@@ -5,22 +5,24 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NoReturn
 
 from torch import nn
 
 from fxtune.errors import UntunedCallError
 from fxtune.tuned.guard import guarded
-from fxtune.tuned.tuning import state_of
+from fxtune.tuned.tuning import Tuning, state_of
+
+_classes: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
 
-@functools.cache
 def tuned_class(base: type[nn.Module], original: type[nn.Module]) -> type[nn.Module]:
     """A class that is both `base` and the original's, under the original's name.
 
-    Libraries go by the class of a model: `isinstance` and `super()` in its methods, the forward signature found on the class
-    (Trainer's labels), the class name (diffusers' pipelines, Trainer's loss). So all of these hold. What `base` and nn.Module
-    define goes first; every other method of the original's class is guarded.
+    Libraries go by the class of a model: `isinstance` and `super()` in its methods, the forward signature found on
+    the class (Trainer's labels), the class name (diffusers' pipelines, Trainer's loss). So all of these hold. What
+    `base` and nn.Module define goes first; every other method of the original's class is guarded.
     """
 
     def body(namespace: dict[str, Any]) -> None:
@@ -32,7 +34,9 @@ def tuned_class(base: type[nn.Module], original: type[nn.Module]) -> type[nn.Mod
             if isinstance(found, types.FunctionType) and not _taken(base, name, found):
                 namespace[name] = guarded(name, found)
 
-    return types.new_class(original.__name__, (base, original), {}, body)
+    if (base, original) not in _classes:
+        _classes[base, original] = types.new_class(original.__name__, (base, original), {}, body)
+    return _classes[base, original]
 
 
 def _taken(base: type, name: str, function: types.FunctionType) -> bool:
@@ -63,48 +67,40 @@ def attribute_of_original(tuned: nn.Module, name: str) -> Any:
     state = state_of(tuned)
     if state is None or inspect.getattr_static(type(tuned), name, None) is not None:
         raise AttributeError(f"`{name}` of {type(tuned).__name__!r} can't be had from a tuned model")
-    twin = state.twin
     try:
-        value = getattr(twin, name)
+        value = getattr(state.twin, name)
     except AttributeError as error:
-        raise AttributeError(f"{type(twin).__name__!r} object has no attribute {name!r}") from error
-    return _translated(tuned, twin, name, value)
+        raise AttributeError(f"{type(tuned).__name__!r} object has no attribute {name!r}") from error
+    return _translated(tuned, state, name, value)
 
 
-def _translated(tuned: nn.Module, twin: nn.Module, name: str, value: Any) -> Any:
+def _translated(tuned: nn.Module, state: Tuning, name: str, value: Any) -> Any:
     if isinstance(value, nn.Module):
-        return _counterpart(tuned, twin, value)
-    if isinstance(value, types.MethodType) and value.__self__ is twin:
-        return types.MethodType(guarded(name, value.__func__), tuned)  # type: ignore[arg-type]
-    if isinstance(value, types.MethodType) and _path(twin, value.__self__) is not None:
+        path = state.path_in_twin(value)
+        return value if path is None else tuned.get_submodule(path)
+    if isinstance(value, types.MethodType) and value.__self__ is state.twin:
+        return types.MethodType(guarded(name, value.__func__), tuned)
+    if isinstance(value, types.MethodType) and state.path_in_twin(value.__self__) is not None:
         return functools.partial(_refuse, name)
-    if type(value) in (list, tuple):
-        return type(value)(_translated(tuned, twin, name, item) for item in value) if _holds_code(value) else value
-    if type(value) is dict and _holds_code(list(value.values())):
-        return {key: _translated(tuned, twin, name, item) for key, item in value.items()}
+    if type(value) in (list, tuple) and _holds_code(value):
+        return type(value)(_translated(tuned, state, name, item) for item in value)
+    if type(value) is dict and _holds_code(value.values()):
+        return {key: _translated(tuned, state, name, item) for key, item in value.items()}
     return value
 
 
-def _holds_code(values: Any) -> bool:
-    """Is there a module or a method in it? Otherwise the very list of the model is returned, so that changes reach it."""
-    nested = (list, tuple, dict)
-    return any(isinstance(v, (nn.Module, types.MethodType)) or (type(v) in nested and _holds_code(_items(v))) for v in values)
+def _holds_code(values: Iterable[Any]) -> bool:
+    """Is there a module or a method in it? Otherwise the model's own list is returned, so that changes reach it."""
+    code = (nn.Module, types.MethodType)
+    return any(
+        isinstance(value, code)
+        or (type(value) in (list, tuple) and _holds_code(value))
+        or (type(value) is dict and _holds_code(value.values()))
+        for value in values
+    )
 
 
-def _items(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else list(value)
-
-
-def _counterpart(tuned: nn.Module, twin: nn.Module, module: nn.Module) -> nn.Module:
-    path = _path(twin, module)
-    return module if path is None else tuned.get_submodule(path)
-
-
-def _path(twin: nn.Module, module: Any) -> str | None:
-    return next((path for path, candidate in twin.named_modules() if candidate is module), None)
-
-
-def _refuse(name: str, *_: Any, **__: Any) -> Any:
+def _refuse(name: str, *_: Any, **__: Any) -> NoReturn:
     raise UntunedCallError(
         f"`{name}` is bound to a part of the original model and would run it untuned.",
         fix="call the tuned model itself, or strip() for the original",

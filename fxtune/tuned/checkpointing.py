@@ -14,7 +14,7 @@ from fxtune.errors import InputError, PlanError
 from fxtune.tracing import Region
 
 
-def checkpoint_blocks(graphs: Iterable[nn.Module], blocks: Iterable[str], options: dict[str, Any] | None) -> None:
+def checkpoint_blocks(graphs: Iterable[nn.Module], blocks: Iterable[str], options: dict[str, Any]) -> None:
     """Checkpoint each Block of each graph from now on.
 
     Args:
@@ -23,9 +23,9 @@ def checkpoint_blocks(graphs: Iterable[nn.Module], blocks: Iterable[str], option
 
     Raises:
         PlanError: no Block is a Region of its own.
-        InputError: reentrant checkpointing was asked for, which drops the gradient of tuners inside a Block whose input needs none.
+        InputError: reentrant checkpointing was asked for.
     """
-    options = {"use_reentrant": False, **(options or {})}
+    options = {"use_reentrant": False, **options}
     if options["use_reentrant"]:
         raise InputError(
             "Reentrant checkpointing does not work on a tuned model.",
@@ -39,12 +39,12 @@ def checkpoint_blocks(graphs: Iterable[nn.Module], blocks: Iterable[str], option
             fix="wrap parts of the model in torch.utils.checkpoint yourself",
         )
     for region in regions:
-        region.__dict__["forward"] = functools.partial(_run, region, **options)
+        _checkpoint(region, options)
 
 
 def keep_activations(graphs: Iterable[nn.Module], blocks: Iterable[str]) -> None:
     for region in block_regions(graphs, blocks):
-        region.__dict__.pop("forward", None)
+        region.recompile()
 
 
 def block_regions(graphs: Iterable[nn.Module], blocks: Iterable[str]) -> list[Region]:
@@ -53,8 +53,72 @@ def block_regions(graphs: Iterable[nn.Module], blocks: Iterable[str]) -> list[Re
     return list(found.values())
 
 
-def _run(region: Region, *args: Any, **options: Any) -> Any:
-    forward = functools.partial(type(region).forward, region)
-    if torch.is_grad_enabled() and region.training:
-        return checkpoint(forward, *args, **options)
-    return forward(*args)
+def _checkpoint(region: Region, options: dict[str, Any]) -> None:
+    """Put another forward on the region's class, its own as every GraphModule's is; `recompile` takes it off."""
+    region.recompile()
+    plain = type(region).forward
+
+    def forward(self: Region, *args: Any) -> Any:
+        if torch.is_grad_enabled() and self.training:
+            return checkpoint(functools.partial(plain, self), *args, **options)
+        return plain(self, *args)
+
+    type(region).forward = forward
+
+
+class CheckpointingNames:
+    """Gradient checkpointing of Blocks, under every name by which timm, transformers and diffusers ask for it.
+
+    All of them raise PlanError where no Blocks are known, and InputError for what a tuned model can't do.
+    """
+
+    def _checkpoint(self, options: dict[str, Any] | None) -> None:
+        raise NotImplementedError
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        _refuse(every_n_layers != 1, f"every_n_layers={every_n_layers}")
+        _refuse(offload, "offload=True")
+        self._checkpoint(dict(activation_checkpointing_kwargs or {}))
+
+    def activation_checkpointing_disable(self) -> None:
+        self._checkpoint(None)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **settings: Any
+    ) -> None:
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **settings)
+
+    def gradient_checkpointing_disable(self) -> None:
+        self._checkpoint(None)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self._checkpoint({} if enable else None)
+
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:
+        _refuse(gradient_checkpointing_func is not None, "a gradient_checkpointing_func of its own")
+        self._checkpoint({})
+
+    def disable_gradient_checkpointing(self) -> None:
+        self._checkpoint(None)
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        raise NotImplementedError
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.is_activation_checkpointing
+
+
+def _refuse(given: bool, what: str) -> None:
+    if given:
+        raise InputError(
+            "A tuned model checkpoints each of its Blocks with torch.utils.checkpoint, and nothing else.",
+            found=what,
+            fix="leave it out",
+        )

@@ -16,7 +16,7 @@ from fxtune.tuned.twin import alias_buffer, alias_parameter
 
 
 def copied_state(state: Tuning, memo: dict[int, Any]) -> Tuning:
-    """A deep copy: the original is copied, and everything else lies over the copy's weights as it did over the original's."""
+    """A deep copy: the original is copied, and what lay over the original's weights lies over the copy's."""
     original = copy.deepcopy(state.original, memo)
     copies = dict(tensors(original))
     for tensor, name in _shared(state).values():
@@ -28,14 +28,14 @@ def dump_state(state: Tuning, attributes: dict[str, Any]) -> bytes:
     """Everything but the original, with references in the place of the weights that lie in its memory."""
     buffer = io.BytesIO()
     pickler = pickle.Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL)
-    pickler.persistent_id = _References(state)  # type: ignore[method-assign,assignment]
+    pickler.persistent_id = _References(state)  # type: ignore[method-assign]
     pickler.dump((state, attributes))
     return buffer.getvalue()
 
 
 def load_state(original: nn.Module, pickled: bytes) -> tuple[Tuning, dict[str, Any]]:
     unpickler = pickle.Unpickler(io.BytesIO(pickled))
-    unpickler.persistent_load = _Referents(original)  # type: ignore[method-assign,assignment]
+    unpickler.persistent_load = _Referents(original)  # type: ignore[method-assign]
     loaded: tuple[Tuning, dict[str, Any]] = unpickler.load()
     return loaded
 
@@ -72,7 +72,7 @@ class _Referents:
 
 
 def _shared(state: Tuning) -> dict[int, tuple[torch.Tensor, str]]:
-    """The tuned model's tensors that lie in the original's memory, by id, with the name that they have in the original."""
+    """The tuned model's tensors that lie in the original's memory, by id, with their names in the original."""
     names = {place(tensor): name for name, tensor in tensors(state.original) if tensor.numel()}
     mine = [tensor for _, tensor in tensors(*state.trees())]
     return {id(tensor): (tensor, names[place(tensor)]) for tensor in mine if place(tensor) in names}

@@ -12,8 +12,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Named groups for `torch.optim`, holding each parameter that trains once.
 
-    A group is called ``tuners``, ``head`` or ``backbone`` (original weights that a rule trains), and ``…/no_decay`` for those of
-    its parameters that weight decay would only hurt: biases, norms, scales, which are those of fewer than two dimensions.
+    A group is called ``tuners``, ``head`` or ``backbone`` (original weights that a rule trains), and ``…/no_decay``
+    for those of its parameters that weight decay would only hurt: biases, norms, scales, which are those of fewer
+    than two dimensions.
     """
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():

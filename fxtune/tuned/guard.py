@@ -1,9 +1,10 @@
 """Methods of the original's class on a tuned model: they run tuned, or not at all.
 
-A method runs with the tuned model as self. While it does, a call of a submodule that does not go through a captured graph is
-watched: what stands outside every rewritten part may run, a Region or anything inside a rewritten Region may not (a Region's
-arguments are the graph's, not the module's, and calling what is inside it would leave its tuners out). Such a method is then
-captured as a graph of its own and tuned like forward.
+A method runs with the tuned model as self. While it does, a call of a submodule that does not go through a captured
+graph is
+watched: what stands outside every rewritten part may run, a Region or anything inside a rewritten Region may not (a
+    Region's arguments are the graph's, not the module's, and calling what is inside it would leave its tuners out).
+    Such a method is then captured as a graph of its own and tuned like forward.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def run(state: Tuning, method: str, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def off_limits(state: Tuning) -> dict[int, str]:
-    """The modules that only a captured graph may call, by id: Regions, what is inside rewritten ones, and the twin's containers."""
+    """The modules that only a captured graph may call, by id: Regions, what is inside rewritten ones, and the twin's
+    containers.
+    """
     found: dict[int, str] = {}
     live: set[int] = set()
     for graph in state.every_graph():
@@ -108,13 +111,14 @@ def guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if watch.tripped is None:
             return result
         if not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves((args, kwargs))):
-            raise watch.tripped
+            return _got(self, state, name, watch.tripped, given=bool(args or kwargs))
         try:
             return run(state, name, args, kwargs)
         except FxtuneError as error:
             raise UntunedCallError(
                 f"`{name}` of {type(self).__name__} can't run tuned.",
-                found=f"{watch.tripped.found}; and it can't be a graph of its own: {error.asked}",
+                found=f"{watch.tripped.found or watch.tripped.asked}; nor as a graph of its own: {error.asked}",
+                where=error.where,
                 fix="call the tuned model itself, or strip() for the original",
             ) from error
 
@@ -139,9 +143,27 @@ def _watching(watch: Watch, function: Callable[..., Any], args: Any, kwargs: Any
         if watch.tripped is None:
             raise
         return None
+    except (AttributeError, NotImplementedError, TypeError) as error:  # a Region is no instance of the original's class
+        watch.tripped = UntunedCallError(
+            f"`{type(watch.tuned).__name__}` has a method that needs more of its modules than a captured graph has.",
+            found=f"{type(error).__name__}: {error}",
+            fix="call the tuned model itself, or strip() for the original",
+        )
+        watch.tripped.__cause__ = error
+        return None
     finally:
         handle.remove()
         _watch.reset(token)
+
+
+def _got(tuned: nn.Module, state: Tuning, name: str, tripped: UntunedCallError, *, given: bool) -> nn.Module:
+    """The module that a getter without arguments finds: looked for in the twin, returned from the tuned model."""
+    if given or not name.startswith("get_"):
+        raise tripped
+    path = state.path_in_twin(getattr(state.twin, name)())
+    if path is None:
+        raise tripped
+    return tuned.get_submodule(path)
 
 
 def _structure(tuned: nn.Module) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
@@ -26,7 +26,8 @@ def replace_head(
     `reset_classifier`), drawn on the CPU in float32 so that a seed gives the same head on any device.
 
     Args:
-        class_count_attributes: dotted attributes of the model that hold the number of classes; those that exist are set.
+        class_count_attributes: dotted attributes of the model that hold the number of classes; those that exist are
+            set.
         seed: draw from a generator of its own; by default from torch's.
 
     Raises:
@@ -55,16 +56,16 @@ def _head(twin: nn.Module, path: str | None) -> nn.Module:
     try:
         return twin.get_submodule(path)
     except AttributeError as error:
-        raise PlanError(f"There is no module `{path}` to be the head.", found=str(error), fix="correct head=") from error
+        raise PlanError(f"There is no module `{path}` to be the head.", fix="correct head=") from error
 
 
 def _like(old: nn.Module, path: str, num_classes: int) -> nn.Module:
+    make: Callable[..., nn.Module]
+    bias = getattr(old, "bias", None) is not None
     if isinstance(old, nn.Linear):
-        make = functools.partial(nn.Linear, old.in_features, num_classes, bias=old.bias is not None)
+        make = functools.partial(nn.Linear, old.in_features, num_classes, bias=bias)
     elif isinstance(old, nn.Conv2d) and set(old.kernel_size) == {1} and old.groups == 1:
-        make = functools.partial(
-            nn.Conv2d, old.in_channels, num_classes, 1, stride=old.stride, bias=old.bias is not None  # type: ignore[arg-type]
-        )
+        make = functools.partial(nn.Conv2d, old.in_channels, num_classes, 1, stride=old.stride[0], bias=bias)
     else:
         raise PlanError(
             f"The head `{path}` can't be replaced.",
@@ -78,12 +79,12 @@ def _like(old: nn.Module, path: str, num_classes: int) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _drawing_from(seed: int | None):  # type: ignore[no-untyped-def]
+def _drawing_from(seed: int | None) -> Iterator[None]:
     if seed is None:
         yield
         return
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.manual_seed(seed)
         yield
 
 

@@ -35,5 +35,5 @@ def _refuse(path: str, *_: Any, **__: Any) -> NoReturn:
         f"A hook on `{path}` would never run.",
         found="the captured graph holds that module's operators but does not call the module",
         where=path,
-        fix="register the hook on the nearest module above it that is a Region, or before apply, so that it is captured",
+        fix="register it on the nearest module above that is a Region, or before apply so that it is captured",
     )

@@ -12,7 +12,7 @@ from torch import nn
 from fxtune.errors import InputError, UnsupportedModelError
 from fxtune.tracing import Region
 from fxtune.tuned.attributes import attribute_of_original, tuned_class
-from fxtune.tuned.checkpointing import checkpoint_blocks, keep_activations
+from fxtune.tuned.checkpointing import CheckpointingNames
 from fxtune.tuned.copying import copied_state, dump_state, load_state
 from fxtune.tuned.groups import parameter_groups
 from fxtune.tuned.guard import run
@@ -24,23 +24,27 @@ from fxtune.tuned.tuning import Tuning
 _ROOT_DICTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
-class TunedModel(nn.Module):
-    """A model with tuners in its graph. It is called like the original, is an instance of its class, and shares its weights.
+class TunedModel(CheckpointingNames, nn.Module):
+    """A model with tuners in its graph. It is called like the original, is an instance of its class, and shares its
+    weights.
 
-    The submodules are those of the first captured graph (`graph_module`): a rewritten module of the original is a Region at the
-    same path, so ``tuned.blocks[0]`` can be hooked, checkpointed, compiled or sharded. Inputs that no captured graph takes (other
-    optional inputs, another fixed size) are captured when first seen, with the same tuners.
+    The submodules are those of the first captured graph (`graph_module`): a rewritten module of the original is a
+    Region at the same path, so ``tuned.blocks[0]`` can be hooked, checkpointed, compiled or sharded. Inputs that no
+    captured graph takes (other optional inputs, another fixed size) are captured when first seen, with the same
+    tuners.
 
-    Frozen weights lie in the original's memory and must stay unwritten: what trains has memory of its own. `.to(device)` and
-    `.to(dtype)` move the tuned model only; the original stays where it is, so from then on both hold their own weights.
+    Frozen weights lie in the original's memory and must stay unwritten: what trains has memory of its own.
+    `.to(device)` and `.to(dtype)` move the tuned model only; the original stays where it is, so from then on both
+    hold their own weights.
 
     Args:
         original: the user's model, which is kept for `strip` and never touched (but see `inplace`).
         twin: its `structural_twin`, with the new head if there is one; further graphs are captured from it.
-        graph: the rewritten root Region of the first capture. Tuners stand in a child `tuners` of the Region that runs them.
+        graph: the rewritten root Region of the first capture. Tuners stand in a child `tuners` of the Region that
+            runs them.
         called: the paths of the modules that the captured forward called (`observed_capture` gives them).
-        rewrite: carries out the same plan on a further capture of the twin, and returns its rewritten root. Tuners that it
-            makes give way to the first graph's, by path. It must be picklable and deep-copyable.
+        rewrite: carries out the same plan on a further capture of the twin, and returns its rewritten root. Tuners
+            that it makes give way to the first graph's, by path. It must be picklable and deep-copyable.
         trains: the state_dict names of all parameters that train: tuners' and, if rules say so, the original's.
         head: the module path of the head, for `parameter_groups`.
         blocks: the module paths of the Blocks, for gradient checkpointing.
@@ -52,7 +56,7 @@ class TunedModel(nn.Module):
     """
 
     def __new__(cls, original: nn.Module, *_: Any, **__: Any) -> TunedModel:
-        made: TunedModel = object.__new__(tuned_class(TunedModel, type(original)))  # type: ignore[type-var,assignment]
+        made: TunedModel = object.__new__(tuned_class(TunedModel, type(original)))  # type: ignore[assignment]
         return made
 
     def __init__(
@@ -152,9 +156,7 @@ class TunedModel(nn.Module):
         nn.Module.requires_grad_(self, requires_grad)
         return self
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As in torch. A frozen weight for which other values come becomes private, so that the original keeps its own.
 
         Raises:
@@ -183,40 +185,11 @@ class TunedModel(nn.Module):
             fix="use DistributedDataParallel, or one device (CUDA_VISIBLE_DEVICES=0)",
         )
 
-    # Gradient checkpointing, under the names that timm, transformers and diffusers call it by
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Compute each Block's activations again in the backward pass instead of keeping them.
-
-        Raises:
-            PlanError: no Blocks are known on this model.
-            InputError: `use_reentrant=True`.
-        """
-        options = dict(gradient_checkpointing_kwargs or {})
-        checkpoint_blocks(self._state.every_graph(), self._state.blocks, options)
-        self._state.checkpointing = options
-
-    def gradient_checkpointing_disable(self) -> None:
-        keep_activations(self._state.every_graph(), self._state.blocks)
-        self._state.checkpointing = None
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.gradient_checkpointing_enable() if enable else self.gradient_checkpointing_disable()
-
-    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:
-        if gradient_checkpointing_func is not None:
-            raise InputError(
-                "A tuned model checkpoints its Blocks with torch.utils.checkpoint only.",
-                found="a gradient_checkpointing_func",
-                fix="leave it out",
-            )
-        self.gradient_checkpointing_enable()
-
-    def disable_gradient_checkpointing(self) -> None:
-        self.gradient_checkpointing_disable()
+    def _checkpoint(self, options: dict[str, Any] | None) -> None:
+        self._state.checkpoint(options)
 
     @property
-    def is_gradient_checkpointing(self) -> bool:
+    def is_activation_checkpointing(self) -> bool:
         return self._state.checkpointing is not None
 
     # Passing for the original, copies and pickles
@@ -228,7 +201,7 @@ class TunedModel(nn.Module):
             return attribute_of_original(self, name)
 
     def __dir__(self) -> list[str]:
-        return sorted({*nn.Module.__dir__(self), *dir(self._state.twin)})
+        return sorted({*nn.Module.__dir__(self), *dir(self._state.twin)})  # type: ignore[no-untyped-call]
 
     def _get_name(self) -> str:
         return f"Tuned{type(self).__name__}"
@@ -245,6 +218,8 @@ class TunedModel(nn.Module):
 
 
 def _made(state: Tuning, attributes: dict[str, Any]) -> TunedModel:
+    for graph in state.every_graph():
+        state.dress(graph)
     tuned = TunedModel.__new__(TunedModel, state.original)
     tuned._assemble(state)
     tuned.__dict__.update(attributes)
@@ -259,4 +234,3 @@ def _differ(new: Any, tensor: torch.Tensor) -> bool:
     if not isinstance(new, torch.Tensor) or new.shape != tensor.shape or new.is_meta or tensor.is_meta:
         return False
     return not torch.equal(new.to(tensor.device, tensor.dtype), tensor)
-

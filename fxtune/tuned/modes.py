@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 
 from fxtune.tracing import Region
 
-_STATISTICS = {
+_STATISTICS: dict[Any, int] = {
     torch.ops.aten.batch_norm: 3,
     torch.ops.aten.native_batch_norm: 3,
     torch.ops.aten._native_batch_norm_legit: 3,
@@ -67,7 +67,8 @@ def _train_below(module: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def follow(graph: nn.Module, twin: nn.Module) -> None:
-    """Give every module of a captured graph the mode of its counterpart in the twin, or of the region that it stands in.
+    """Give every module of a captured graph the mode of its counterpart in the twin, or of the region that it stands
+    in.
 
     The twin is asked because the original's own classes may override train().
     """
@@ -83,27 +84,27 @@ def follow(graph: nn.Module, twin: nn.Module) -> None:
 
 
 def moving_buffers(root: nn.Module, *, statistics: bool) -> list[torch.Tensor]:
-    """The buffers that a training step writes to: running statistics if asked for, and what in-place operators write."""
+    """The buffers that training writes to: running statistics if asked for, and what in-place operators write."""
     found: list[torch.Tensor] = []
     for region, node, module in leaf_calls(root):
-        body: Graph | None = node.meta.get("body")
-        if body is None:
-            continue
-        if tracks_statistics(body):
+        if _has_statistics(node):
             if statistics:
-                found += [*module.buffers(), *(t for arg in node.args for t in _buffer(region, arg))]
-            continue
-        written = list(_written(body))
-        inputs = [inner for inner in body.nodes if inner.op == "placeholder"]
-        for target in written:
-            if target.op == "get_attr":
-                found += _buffer(module, target)
-            elif target in inputs and inputs.index(target) < len(node.args):
-                found += _buffer(region, node.args[inputs.index(target)])
-    for region in root.modules():
-        if isinstance(region, Region):
-            for target in _written(region.graph):
-                found += _buffer(region, target)
+                found += [*module.buffers(), *(buffer for arg in node.args for buffer in _buffer(region, arg))]
+        elif "body" in node.meta:
+            found += _written_by(region, node, module)
+    for home in root.modules():
+        if isinstance(home, Region):
+            found += [buffer for target in _written(home.graph) for buffer in _buffer(home, target)]
+    return found
+
+
+def _written_by(region: Region, node: Node, module: nn.Module) -> list[torch.Tensor]:
+    """The buffers that one call of a leaf writes to: the leaf's own, or the region's that it is called with."""
+    body: Graph = node.meta["body"]
+    arguments = dict(zip((inner for inner in body.nodes if inner.op == "placeholder"), node.args, strict=False))
+    found: list[torch.Tensor] = []
+    for target in _written(body):
+        found += _buffer(region, arguments[target]) if target in arguments else _buffer(module, target)
     return found
 
 

@@ -19,7 +19,8 @@ HOOK_METHODS = (
     "register_full_backward_pre_hook",
 )
 LOCKS = ("train", *HOOK_METHODS)
-"""Attributes that a tuned model puts on modules of its twin, to keep a mode or to refuse hooks; off during a capture."""
+"""Attributes that a tuned model puts on modules of its twin, to keep a mode or to refuse hooks; off during a capture.
+"""
 
 
 def observed_capture(

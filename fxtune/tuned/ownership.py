@@ -70,15 +70,15 @@ def apply_once(roots: Iterable[nn.Module], fn: Callable[[torch.Tensor], torch.Te
     def once(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in mapped:
             image = fn(tensor)
-            # Two trees may share a dict, so an image comes by again and stays itself. The tensors are kept because an id is
-            # only good while its object lives.
+            # Two trees may share a dict, so an image comes by again and stays itself. The tensors are kept because an
+            # id is only good while its object lives.
             mapped[id(tensor)], mapped[id(image)] = (tensor, image), (image, image)
         return mapped[id(tensor)][1]
 
     modules = {id(module): module for root in roots for module in root.modules()}.values()
     before = [(module, dict(module._parameters)) for module in modules]
     for module in modules:
-        module._apply(once, recurse=False)
+        module._apply(once, recurse=False)  # type: ignore[no-untyped-call]
     # Where torch had to make a new Parameter (a device of another kind), every holder takes the first one made.
     first: dict[int, nn.Parameter] = {}
     for module, parameters in before:

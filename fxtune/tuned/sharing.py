@@ -20,11 +20,11 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
-_GRAPH_ATTRIBUTES = {*nn.Module().__dict__, "training", "meta", "signature", "train", "forward"}
+_GRAPH_ATTRIBUTES = {*nn.Module().__dict__, "training", "meta", "signature", "train"}
 
 
 def take_over(new: Region, first: nn.Module) -> None:
-    """Let the graph `new` use the tuners of `first`, and its Regions where the code is identical; and its hooks throughout."""
+    """Let the graph `new` use the tuners and hooks of `first`, and its Regions where the code is identical."""
     for name, child in new._modules.items():
         there = first._modules.get(name)
         if child is not None and there is not None:
@@ -81,7 +81,7 @@ def _equal(a: Any, b: Any) -> bool:
         return same_kind and not a.is_meta and torch.equal(a, b)
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    return type(a) is type(b) and bool(a == b) if isinstance(a, (bool, int, float, str, tuple, list, type(None))) else False
+    return isinstance(a, (bool, int, float, str, tuple, list)) and type(a) is type(b) and bool(a == b)
 
 
 def check_tuned_alike(new: Region, first: Region, what: str) -> None:

@@ -1,4 +1,6 @@
-"""What a tuned model consists of: the original, its twin, and the captured graphs, one per method and input signature."""
+"""What a tuned model consists of: the original, its twin, and the captured graphs, one per method and input
+signature.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,16 @@ from torch import nn
 
 from fxtune.errors import InputError
 from fxtune.tracing import Region
-from fxtune.tuned.checkpointing import checkpoint_blocks
+from fxtune.tuned.checkpointing import checkpoint_blocks, keep_activations
 from fxtune.tuned.modes import batch_norms, follow, freeze, moving_buffers
 from fxtune.tuned.observing import observed_capture
 from fxtune.tuned.ownership import make_private
 from fxtune.tuned.report import Report
+from fxtune.tuned.sequences import index_like
 from fxtune.tuned.sharing import check_tuned_alike, take_over
+
+_UNSEEN = "The tuned model has no graph for these inputs, and none can be captured while torch compiles or exports it"
+_PREPARE = "call tuned.prepare(*inputs) with such inputs first"
 
 
 @dataclass(eq=False)
@@ -46,10 +52,14 @@ class Tuning:
         """Every module tree that holds the tuned model's tensors."""
         return [*self.every_graph(), self.twin]
 
+    def path_in_twin(self, module: Any) -> str | None:
+        return next((path for path, candidate in self.twin.named_modules() if candidate is module), None)
+
     def find(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Region | None:
         """The graph that takes these inputs, if it was captured."""
         for graph in self.graphs.get(method, ()):
-            if graph.signature.accepts(args, kwargs) is None:
+            signature: Any = graph.signature
+            if signature.accepts(args, kwargs) is None:
                 return graph
         return None
 
@@ -57,16 +67,14 @@ class Tuning:
         graph = self.find(method, args, kwargs)
         return self.add(method, args, kwargs) if graph is None else graph
 
+    @torch.compiler.disable(reason=f"{_UNSEEN}: {_PREPARE}")  # type: ignore[untyped-decorator,no-untyped-call]
     def add(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Region:
         """Capture the twin once more, rewrite it by the same plan, and let it share modules with the first graph.
 
         Nothing is kept if any of that fails. The random generator is left as it was.
         """
-        if torch.compiler.is_compiling():
-            raise InputError(
-                "torch.compile met inputs for which no graph was captured, and can't capture one while it compiles.",
-                fix="call tuned.prepare(*inputs) with such inputs before the compiled call",
-            )
+        if torch.compiler.is_exporting():
+            raise InputError(f"{_UNSEEN}.", fix=_PREPARE)
         with torch.random.fork_rng(devices=[]):
             captured, _ = observed_capture(self.twin, (args, kwargs), method=method)
             graph = self.rewrite(captured)
@@ -84,8 +92,21 @@ class Tuning:
         for module in batch_norms(graph) if frozen else ():
             freeze(module)
         follow(graph, self.twin)
+        self.dress(graph)
+
+    def dress(self, graph: Region) -> None:
+        """Put on the Regions' own classes what copies and pickles of them don't carry."""
+        index_like(graph, self.twin)
         if self.checkpointing is not None:
             checkpoint_blocks([graph], self.blocks, self.checkpointing)
+
+    def checkpoint(self, options: dict[str, Any] | None) -> None:
+        """Checkpoint the Blocks of every graph with these options; None stops it."""
+        if options is None:
+            keep_activations(self.every_graph(), self.blocks)
+        else:
+            checkpoint_blocks(self.every_graph(), self.blocks, options)
+        self.checkpointing = options
 
     def set_mode(self, training: bool) -> None:
         self.twin.train(training)
@@ -97,4 +118,3 @@ def state_of(tuned: nn.Module) -> Tuning | None:
     """The state of a tuned model, None while it is being put together."""
     state = tuned.__dict__.get("_fxtune")
     return state if isinstance(state, Tuning) else None
-

@@ -1,8 +1,10 @@
 """The structural twin: a copy of a model's module objects over the very same weights.
 
-Everything that `apply` does happens on a twin, so the user's model is never touched. The twin's parameters and buffers are
-aliases: tensor objects of their own over the same storage. Giving an alias a storage of its own (``alias.data = copy``) is
-therefore invisible to the original and seen by everyone who holds the alias: the twin, every captured graph, every leaf.
+Everything that `apply` does happens on a twin, so the user's model is never touched. The twin's parameters and
+buffers are
+aliases: tensor objects of their own over the same storage. Giving an alias a storage of its own (``alias.data =
+    copy``) is therefore invisible to the original and seen by everyone who holds the alias: the twin, every captured
+    graph, every leaf.
 """
 
 from __future__ import annotations
@@ -34,11 +36,12 @@ _HOOK_DICTS = (
 def structural_twin(model: nn.Module) -> nn.Module:
     """Copy the module objects of `model`, not its weights.
 
-    Parameters come as aliases that don't require grad, buffers as aliases, other tensor attributes as they are. Tied weights
-    stay tied, hooks and mode flags are kept. `model` may be on any device, the meta device included.
+    Parameters come as aliases that don't require grad, buffers as aliases, other tensor attributes as they are. Tied
+    weights stay tied, hooks and mode flags are kept. `model` may be on any device, the meta device included.
 
     Raises:
-        UnsupportedModelError: a weight is a tensor subclass (quantised, sharded, lazy), or the module objects can't be copied.
+        UnsupportedModelError: a weight is a tensor subclass (quantised, sharded, lazy), or the module objects can't
+            be copied.
     """
     memo: dict[int, Any] = {}
     inside = {id(module) for module in model.modules()}
@@ -102,7 +105,7 @@ def _refers_to(hook: Any, inside: set[int]) -> bool:
     if isinstance(hook, types.MethodType):
         return id(hook.__self__) in inside
     if isinstance(hook, functools.partial):
-        return any(id(value) in inside for value in (*hook.args, *hook.keywords.values())) or _refers_to(hook.func, inside)
+        return any(id(value) in inside or _refers_to(value, inside) for value in (hook.func, *hook.args))
     return False
 
 
@@ -119,7 +122,7 @@ def _refuse_script(path: str, module: nn.Module) -> None:
 def _cannot_alias(name: str, tensor: torch.Tensor) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"Could not share the weight `{name}` with a tuned model.",
-        found=f"a {type(tensor).__name__}, not a plain tensor (quantised, sharded or lazy weights are not supported yet)",
+        found=f"a {type(tensor).__name__}; quantised, sharded and lazy weights are not supported yet",
         where=name,
         fix="pass the model in a plain dtype and initialised; quantise or shard the tuned model afterwards",
     )

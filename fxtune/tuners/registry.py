@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, ValidationError, create_model
 from torch import nn
 
 from fxtune.errors import RuleError
@@ -33,6 +33,8 @@ from fxtune.rules import Where
 from fxtune.source import nearest
 
 Class = TypeVar("Class", bound=type)
+Refuse = Callable[[str, str], RuleError]
+"""Makes the error that says what was found and how to mend it."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ def names() -> list[str]:
 
 
 def _entry(name: str, cls: Any) -> Entry:
+    """The entry of a class that has a tuner's form."""
+
     def refuse(found: str, fix: str) -> RuleError:
         return RuleError(f"{cls!r} cannot be the tuner {name!r}", found=found, fix=fix)
 
@@ -103,15 +107,21 @@ def _entry(name: str, cls: Any) -> Entry:
         raise refuse(f"the name is taken by {taken.cls!r}", "choose another name")
     if cls.forward is nn.Module.forward:
         raise refuse("it has no forward", "define forward(self, x), tokens (B, N, D) to tokens (B, N, D)")
+    refuses = getattr(cls, "refuses", {})
+    if not isinstance(refuses, Mapping) or not all(isinstance(text, str) for pair in refuses.items() for text in pair):
+        raise refuse(f"refuses = {refuses!r}", 'write `refuses = {"mha": "the reason"}`: kind of site to reason')
+    settings = _settings(cls, refuse)
+    return Entry(name, cls, _model(name, settings, refuse), settings, dict(refuses))
+
+
+def _settings(cls: type[nn.Module], refuse: Refuse) -> dict[str, tuple[Any, Any]]:
+    """name -> (annotation, default) of the keyword-only parameters after `place`."""
     signature = inspect.signature(cls.__init__)
-    parameters = [*signature.parameters.values()][1:]
-    if (
-        not parameters
-        or parameters[0].name != "place"
-        or parameters[0].kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD
-    ):
+    place, *settings = [*signature.parameters.values()][1:] or [
+        inspect.Parameter("none", inspect.Parameter.VAR_KEYWORD)
+    ]
+    if place.name != "place" or place.kind is not place.POSITIONAL_OR_KEYWORD:
         raise refuse(f"__init__{signature}", "make `place: fxtune.Placement` its first parameter")
-    settings = parameters[1:]
     for setting in settings:
         if setting.kind is not setting.KEYWORD_ONLY:
             raise refuse(f"the parameter {setting}", "put `*` after `place`: settings are keyword-only, one by one")
@@ -119,27 +129,31 @@ def _entry(name: str, cls: Any) -> Entry:
             raise refuse(f"the setting {setting}", f"write `{setting.name}: type = default`")
         if setting.name in Where.model_fields:
             raise refuse(f"the setting {setting.name!r}", "choose another name: as a keyword it already chooses sites")
-    refuses = getattr(cls, "refuses", {})
-    if not isinstance(refuses, Mapping) or not all(isinstance(text, str) for pair in refuses.items() for text in pair):
-        raise refuse(f"refuses = {refuses!r}", 'write `refuses = {"mha": "the reason"}`: kind of site to reason')
     try:
         hints = get_type_hints(cls.__init__, include_extras=True)
-        known = {setting.name: (hints[setting.name], setting.default) for setting in settings}
-        model = _model(name, known)
-        model.model_validate({name: default for name, (_, default) in known.items()})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise refuse(f"the default {first['input']!r} of {first['loc'][0]!r}", first["msg"]) from None
     except (NameError, TypeError) as error:
         raise refuse(f"its annotations cannot be read: {error}", "annotate settings with types that exist") from None
-    return Entry(name, cls, model, known, dict(refuses))
+    return {setting.name: (hints[setting.name], setting.default) for setting in settings}
 
 
-def _model(name: str, settings: Mapping[str, tuple[Any, Any]]) -> type[BaseModel]:
+def _model(name: str, settings: Mapping[str, tuple[Any, Any]], refuse: Refuse) -> type[BaseModel]:
+    """The pydantic model of the settings; their defaults are checked against it."""
     # Aliased fields: a setting may be called `copy` or `model_name` without clashing with pydantic's own names.
     fields: dict[str, Any] = {
         f"setting_{i}": (annotation, Field(default=default, alias=setting))
         for i, (setting, (annotation, default)) in enumerate(settings.items())
     }
-    config = ConfigDict(extra="forbid", strict=True)
-    return create_model(f"settings of {name}", __config__=config, **fields)
+    try:
+        model: type[BaseModel] = create_model(
+            f"settings of {name}", __config__=ConfigDict(extra="forbid", strict=True), **fields
+        )
+        model.model_validate({setting: default for setting, (_, default) in settings.items()})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise refuse(f"the default {first['input']!r} of {first['loc'][0]!r}", first["msg"]) from None
+    except PydanticUserError as error:
+        found = str(error).partition(".")[0]
+        raise refuse(
+            f"a setting that YAML cannot say: {found}", "use int, float, bool, str, Literal, list or dict"
+        ) from None
+    return model

@@ -8,15 +8,25 @@ import torch
 
 from fxtune.view.values import Value
 
-LAST = frozenset("linear addmm embedding layer_norm native_layer_norm rms_norm _fused_rms_norm".split())
+LAST = frozenset(["linear", "addmm", "embedding", "layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm"])
 """Operators that leave the channels on the last axis."""
 
 SECOND = frozenset(
-    "conv1d conv2d conv3d convolution batch_norm native_batch_norm group_norm native_group_norm instance_norm".split()
+    [
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "convolution",
+        "batch_norm",
+        "native_batch_norm",
+        "group_norm",
+        "native_group_norm",
+        "instance_norm",
+    ]
 )
 """Operators that leave the channels on axis 1."""
 
-KEEPS_RESHAPED = frozenset("view reshape _unsafe_view flatten unflatten".split())
+KEEPS_RESHAPED = frozenset(["view", "reshape", "_unsafe_view", "flatten", "unflatten"])
 
 
 def _moved(value: Value, axis: int) -> int | None:
@@ -56,6 +66,10 @@ def channel_axes(values: list[Value]) -> dict[int, int]:
         axis = _axis(value, axes)
         if axis is not None:
             axes[value.id] = axis
+        for read in value.inputs()[:1]:
+            # What enters the model has no operator behind it: the one that reads it tells.
+            if read.id not in axes and read.shape and (value.op in LAST or value.op in SECOND):
+                axes[read.id] = len(read.shape) - 1 if value.op in LAST else 1
     return axes
 
 

@@ -12,7 +12,7 @@ import networkx as nx
 import torch
 from torch import fx
 
-from fxtune.view import ops
+from fxtune import vocabulary as ops
 from fxtune.view.axes import channel_axes
 from fxtune.view.values import Value, read_values
 
@@ -37,7 +37,8 @@ class View:
     """What a captured model computes.
 
     Attributes:
-        graph: a node an operation, with ``op``, ``shape``, ``attrs`` and ``uses``; an edge an operand, keyed by its position.
+        graph: a node an operation, with ``op``, ``shape``, ``attrs`` and ``uses``; an edge an operand, keyed by its
+            position.
         values: every value of the model; node ids index this list.
         axes: the channel axis of each value that has one.
         returned: ids of the values that the model returns.
@@ -94,9 +95,9 @@ class View:
 def view(module: fx.GraphModule) -> View:
     """The canonical view of a captured model.
 
-    Layout, casts and random operators are edges instead of nodes, in-place and functional operators bear one name, a 1x1 convolution is
-    ``linear``, multiplication by a number is ``scale``, every way to take a part is ``part``. Every node keeps the values it stands
-    for, so that what is found in the view can be changed in the graph.
+    Layout, casts and random operators are edges instead of nodes, in-place and functional operators bear one name, a
+    1x1 convolution is ``linear``, multiplication by a number is ``scale``, every way to take a part is ``part``. Every
+    node keeps the values it stands for, so that what is found in the view can be changed in the graph.
 
     Args:
         module: what `fxtune.capture` returned.

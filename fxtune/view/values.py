@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxtune.view.ops import base_name
+from fxtune.vocabulary import base_name
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Value:
     def inputs(self) -> list[Value]:
         """The values among the arguments, in order."""
         found: list[Value] = []
-        fx.node.map_aggregate((self.args, self.kwargs), lambda a: found.append(a) if isinstance(a, Value) else None)  # type: ignore[arg-type]
+        fx.node.map_aggregate((self.args, self.kwargs), lambda a: found.append(a) if isinstance(a, Value) else None)
         return found
 
     def place(self) -> str:
@@ -115,6 +115,8 @@ class _Reader:
 
     def _node(self, module: fx.GraphModule, path: str, node: fx.Node, env: dict[fx.Node, Any], given: Any) -> Any:
         val = node.meta.get("val")
+        args: Any
+        kwargs: Any
         if node.op == "placeholder":
             return next(given)
         if node.op == "get_attr":

@@ -1,27 +1,35 @@
 """The names that the canonical view gives to ATen operators.
 
-An operator is either *quiet* (it moves, casts or drops numbers; an edge of the view runs through it) or a node of the view
-under the name that the field uses for it. Names that stand in no table below keep their ATen name without the trailing ``_``.
+An operator is either *quiet* (it moves, casts or drops numbers; an edge of the view runs through it) or a node of the
+view under the name that the field uses for it. Names that stand in no table below keep their ATen name without the
+trailing ``_``.
 """
 
 from __future__ import annotations
 
-LAYOUT = frozenset(
-    "view reshape _unsafe_view view_as reshape_as permute transpose t mT mH adjoint numpy_T movedim moveaxis swapaxes swapdims unsqueeze "
-    "squeeze expand expand_as contiguous flatten unflatten ravel roll repeat_interleave alias view_copy".split()
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+LAYOUT = _names(
+    """
+    view reshape _unsafe_view view_as reshape_as view_copy permute transpose t mT mH adjoint numpy_T movedim moveaxis
+    swapaxes swapdims unsqueeze squeeze expand expand_as contiguous flatten unflatten ravel roll repeat_interleave alias
+    """
 )
 """Operators that rearrange a value and compute nothing."""
 
-CAST = frozenset("to _to_copy type_as clone float half bfloat16 double lift_fresh lift_fresh_copy detach_copy".split())
+CAST = _names("to _to_copy type_as clone float half bfloat16 double lift_fresh lift_fresh_copy detach_copy")
 """Operators that copy a value or change its dtype."""
 
-DROPOUT = frozenset("dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout".split())
+DROPOUT = _names("dropout feature_dropout alpha_dropout feature_alpha_dropout native_dropout")
 """Random operators that are the identity in eval mode."""
 
-RANDOM = frozenset("bernoulli rand rand_like randn randn_like uniform normal randint".split())
+RANDOM = _names("bernoulli rand rand_like randn randn_like uniform normal randint")
 """Operators whose result is noise, whatever they are given."""
 
-PART = frozenset("select slice narrow chunk split split_with_sizes tensor_split unbind unsafe_chunk unsafe_split".split())
+PART = _names("select slice narrow chunk split split_with_sizes tensor_split unbind unsafe_chunk unsafe_split")
 """Operators that take a part of a value; all become ``part``."""
 
 RENAMED = {
