@@ -124,11 +124,11 @@ def test_sites_of_one_kind_do_not_overlap_and_the_later_end_counts() -> None:
 
 
 def test_a_near_miss_says_where_and_why() -> None:
-    pattern = {"in": "x", "out": "y", "dataflow": "y = exp(tanh(relu(linear(x))))"}
-    found = sites(lambda a, b, x: torch.exp(torch.tanh(torch.sigmoid(a))), pattern)
+    pattern = {"in": "x", "out": "y", "dataflow": "y = neg(exp(tanh(relu(linear(x)))))"}
+    found = sites(lambda a, b, x: -torch.exp(torch.tanh(torch.sigmoid(a))), pattern)
     assert found.of("unit") == []
     (miss,) = found.near_misses("unit")
-    assert miss.matched == 2 and "sigmoid" in miss.place and "expected `relu`" in miss.reason
+    assert miss.matched == 3 and "sigmoid" in miss.place and "expected `relu`" in miss.reason
 
 
 @pytest.mark.parametrize(
@@ -165,3 +165,21 @@ def test_a_pattern_built_on_itself_is_refused() -> None:
 def test_an_unknown_pattern_gives_the_closest() -> None:
     with pytest.raises(PatternError, match="closest: mha"):
         load_patterns().get("mah")
+
+
+def test_lines_that_are_apart_share_no_operation() -> None:
+    pattern = {"in": "x", "out": "y", "dataflow": "a = run*(x)\nb = run*(x)\ny = add(a, b)", "apart": "a b"}
+    document = {"fxtune": 1, "ops": {"run": "tanh relu linear"}, "patterns": {"unit": pattern}}
+
+    def count(compute: Any) -> int:
+        graph = capture(Net(compute), (torch.randn(2, 3, 4),))
+        return len(Sites(view(graph), load_patterns([read_definitions(from_data(document))])).of("unit"))
+
+    def shared(a: torch.Tensor, b: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(a) + torch.relu(a)
+
+    assert count(shared) == 1
+    (site,) = Sites(
+        view(capture(Net(shared), (torch.randn(2, 3, 4),))), load_patterns([read_definitions(from_data(document))])
+    ).of("unit")
+    assert site.input.taps[0].node == "first", "they part at the first linear map, not before it"

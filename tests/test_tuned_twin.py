@@ -229,5 +229,3 @@ def test_without_a_head_the_error_names_the_argument(path: str | None) -> None:
 def test_a_head_with_no_classes_is_refused() -> None:
     with pytest.raises(PlanError, match="num_classes=0"):
         replace_head(nn.Sequential(nn.Linear(2, 2)), "0", 0)
-
-

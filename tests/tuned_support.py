@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +89,7 @@ def tuned_by_hand(
 
 
 BLOCKS = ("blocks.0", "blocks.1")
+HEAD = ("head.weight", "head.bias")
 LAYERS = ("bert.encoder.layer.0", "bert.encoder.layer.1")
 
 
@@ -111,6 +114,23 @@ def bert(kind: type = BertForSequenceClassification, **settings: Any) -> nn.Modu
 def masked_lm() -> nn.Module:
     """A model with tied weights: the decoder is the embedding."""
     return bert(BertForMaskedLM)
+
+
+@functools.cache
+def _prepared(name: str) -> TunedModel:
+    if name == "vit":
+        return tuned_by_hand(vit(), (IMAGES,), BLOCKS, trains=HEAD, head="head")
+    if name == "bert":
+        return tuned_by_hand(bert(), TEXT, LAYERS)
+    assert name == "masked_lm"
+    tuned = tuned_by_hand(masked_lm(), TEXT, LAYERS)
+    tuned.prepare(**TEXT, labels=TEXT["input_ids"])
+    return tuned
+
+
+def tuned_copy(name: str) -> TunedModel:
+    """A tuned model of one's own: captured once for all tests, and copied, which takes far less time."""
+    return copy.deepcopy(_prepared(name))
 
 
 def snapshot(model: nn.Module) -> dict[str, torch.Tensor]:

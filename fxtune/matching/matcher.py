@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,16 +44,33 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A partial match: names bound so far, and the operations that matched."""
+    """A partial match.
+
+    Attributes:
+        names: what is bound so far.
+        nodes: the operations that matched.
+        line: those of the line that is being matched.
+        spans: those of each line that matched.
+    """
 
     names: Mapping[str, Bound] = field(default_factory=dict)
     nodes: frozenset[int] = frozenset()
+    line: frozenset[int] = frozenset()
+    spans: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
     def bind(self, name: str, bound: Bound) -> State:
-        return State({**self.names, name: bound}, self.nodes)
+        return State({**self.names, name: bound}, self.nodes, self.line, self.spans)
 
-    def visit(self, *nodes: int) -> State:
-        return State(self.names, self.nodes.union(nodes))
+    def visit(self, nodes: Iterable[int]) -> State:
+        return State(self.names, self.nodes.union(nodes), self.line.union(nodes), self.spans)
+
+    def begin(self) -> State:
+        """At the start of a line."""
+        return State(self.names, self.nodes, frozenset(), self.spans)
+
+    def end(self, name: str, outer: State) -> State:
+        """At the end of a line, back in the line `outer` that reads it."""
+        return State(self.names, self.nodes, outer.line | self.line, {**self.spans, name: self.line})
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +175,8 @@ class Matcher:
         return max(bound) if bound else None
 
     def _line(self, line: Line, use: Use, state: State, body: Body) -> Iterator[State]:
-        for matched in self._expr(line.expr, use, state, body, line.name):
-            bound = matched.bind(line.name, Bound(use.source, use.value))
+        for matched in self._expr(line.expr, use, state.begin(), body, line.name):
+            bound = matched.end(line.name, state).bind(line.name, Bound(use.source, use.value))
             if self._distinct(line.name, bound, body):
                 yield bound
 
@@ -207,7 +224,7 @@ class Matcher:
                 self._fail(state, use.source, f"`{call.op}` reads {len(uses)} values, not {len(call.args)}", call.where)
                 return
             for order in self._orders(self.view.op(use.source), uses, len(call.args)):
-                yield from self._args(call.args, order, state.visit(use.source), body)
+                yield from self._args(call.args, order, state.visit((use.source,)), body)
         elif not call.quantity:
             self._fail(state, use.source, f"expected `{call.op}`", call.where)
 
@@ -234,7 +251,7 @@ class Matcher:
             names = dict(state.names)
             if label:
                 names |= {f"{label}.{name}": bound for name, bound in solution.names.items()}
-            inside = State(names, state.nodes | solution.nodes)
+            inside = State(names, state.nodes, state.line, state.spans).visit(solution.nodes)
             taken = [solution.names[name] for name in pattern.inputs[: len(call.args)]]
             uses = tuple(Use(bound.node, bound.value) for bound in taken)
             yield from self._args(call.args, uses, inside, body)
@@ -252,7 +269,7 @@ class Matcher:
             for operand in self.view.uses(here.source):
                 if operand.source not in seen and len(seen) < RUN_LIMIT:
                     seen.add(operand.source)
-                    queue.append((operand, sofar.visit(here.source)))
+                    queue.append((operand, sofar.visit((here.source,))))
 
     def _runs_over(self, name: str, ops: frozenset[str] | None, node: int) -> bool:
         if ops is not None:
@@ -268,7 +285,15 @@ class Matcher:
                 text = f"{condition.text} does not hold: {left} and {right}"
                 self._fail(state, self._conditioned(condition, state), text, condition.where)
                 return False
-        return self._shapes_hold(pattern, state)
+        return self._apart(pattern, state) and self._shapes_hold(pattern, state)
+
+    def _apart(self, pattern: Pattern, state: State) -> bool:
+        for one, other in itertools.combinations(pattern.apart, 2):
+            shared = state.spans.get(one, frozenset()) & state.spans.get(other, frozenset())
+            if shared:
+                self._fail(state, max(shared), f"`{one}` and `{other}` share this operation", pattern.where)
+                return False
+        return True
 
     def _conditioned(self, condition: Condition, state: State) -> int:
         terms = (condition.left, condition.right)

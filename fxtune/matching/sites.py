@@ -19,6 +19,9 @@ BLOCK = "block"
 NEAR_MISSES = 5
 """How many near misses are kept for each kind."""
 
+NEAR = 3
+"""From how many matched operations on a miss is near: any linear map after a norm is two of an attention's."""
+
 
 @dataclass(frozen=True)
 class Match:
@@ -69,7 +72,7 @@ class Sites:
                 if solutions:
                     found.append(Match(node, solutions[0]))
                     claimed |= solutions[0].nodes
-                elif miss is not None and miss.score > 1:
+                elif miss is not None and miss.score >= NEAR:
                     misses[node] = miss
             self._found[kind] = (found[::-1], self._nearest(kind, misses, claimed))
         return self._found[kind]

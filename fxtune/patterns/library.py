@@ -138,7 +138,9 @@ def _pattern(name: str, spec: PatternSpec, document: Document) -> Pattern:
     )
     conditions = tuple(parse_condition(text, document.where((*loc, "where", i))) for i, text in enumerate(spec.where))
     shapes = {value: tuple(sizes) for value, sizes in spec.shapes.items()}
-    return Pattern(name, spec.about, tuple(spec.inputs), spec.output, bodies, shapes, conditions, where)
+    return Pattern(
+        name, spec.about, tuple(spec.inputs), spec.output, bodies, shapes, conditions, tuple(spec.apart), where
+    )
 
 
 def _check(pattern: Pattern, library: Library) -> None:
@@ -155,7 +157,7 @@ def _check(pattern: Pattern, library: Library) -> None:
         _check_calls(pattern, body, library)
         named = free | set(body.lines)
         terms = [t for c in pattern.conditions for t in (c.left, c.right) if isinstance(t, Attribute)]
-        for word in [t.name for t in terms] + list(pattern.shapes):
+        for word in [t.name for t in terms] + [*pattern.shapes, *pattern.apart]:
             if word not in named:
                 near = source.nearest(word, named)
                 raise PatternError(

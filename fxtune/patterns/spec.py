@@ -31,6 +31,9 @@ class PatternSpec(BaseModel):
     any: dict[str, str] | None = Field(
         None, description="alternatives: a variant's name to its dataflow; the first that matches counts"
     )
+    apart: Words = Field(
+        [], description="names of lines that may share no operation: paths that part, such as branches"
+    )
     where: list[str] = Field([], description="comparisons such as `x.width == y.width`")
     shapes: dict[str, list[str | int]] = Field(
         {}, description="sizes by named dimensions, `...` for any run of them: `x: [B, ..., D]`"

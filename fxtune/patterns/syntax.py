@@ -89,6 +89,7 @@ class Pattern:
         bodies: its alternatives; the first that matches counts.
         shapes: sizes by named dimensions; one name, one size.
         conditions: what must hold between the named values.
+        apart: names of lines that may share no operation.
     """
 
     name: str
@@ -98,4 +99,5 @@ class Pattern:
     bodies: tuple[Body, ...]
     shapes: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     conditions: tuple[Condition, ...] = ()
+    apart: tuple[str, ...] = ()
     where: str = ""

@@ -89,4 +89,6 @@ def _is_path(text: str) -> bool:
 
 def _read(document: Document, origin: Literal["shipped", "file", "dict"]) -> RuleSet:
     file = document.validate(RuleFile)
-    return RuleSet(file.name, file.about, tuple(file.train), tuple(file.rules), file.ops, file.patterns, document, origin)
+    return RuleSet(
+        file.name, file.about, tuple(file.train), tuple(file.rules), file.ops, file.patterns, document, origin
+    )

@@ -1,3 +1,4 @@
 from fxtune.tracing.capture import capture
 from fxtune.tracing.region import Region
+
 __all__ = ["Region", "capture"]

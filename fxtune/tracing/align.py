@@ -195,7 +195,9 @@ class Alignment:
                 changed = True
         result_a, result_b = self.first.result, self.second.result
         for _, x, y in differences(result_a, result_b):
-            if not (isinstance(x, Node) and isinstance(y, Node) and self._joined(result_a, x, y)) and not _same_size(x, y):
+            if not (isinstance(x, Node) and isinstance(y, Node) and self._joined(result_a, x, y)) and not _same_size(
+                x, y
+            ):
                 raise DifferentResults
         return changed
 
@@ -294,7 +296,7 @@ def _same_size(a: Any, b: Any) -> bool:
 
 
 def _follows(a: Any, b: Any) -> str | None:
-    """"dtype" for two floating dtypes, the name of the extreme for the same extreme of two dtypes."""
+    """ "dtype" for two floating dtypes, the name of the extreme for the same extreme of two dtypes."""
     if isinstance(a, torch.dtype) and isinstance(b, torch.dtype):
         return "dtype" if a.is_floating_point and b.is_floating_point else None
     if isinstance(a, float) and isinstance(b, float):

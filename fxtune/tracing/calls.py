@@ -178,7 +178,9 @@ class Tree:
             if call is self.root or call.module._modules or not self.exported.observed.single(call.module):
                 continue
             call.inputs, call.outputs = self._inputs(call), self._outputs(call)
-            call.folded = len(call.inputs) == 1 and len(call.outputs) <= 1 and call.inputs[0] not in self.exported.tensors
+            call.folded = (
+                len(call.inputs) == 1 and len(call.outputs) <= 1 and call.inputs[0] not in self.exported.tensors
+            )
 
     def _inputs(self, call: Call) -> list[Node]:
         inputs: dict[Node, None] = {}

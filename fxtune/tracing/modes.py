@@ -79,9 +79,7 @@ def _may_depend(tree: Tree) -> bool:
             return True
         if any(_has_dtype(item) for item in call.items if isinstance(item, Node)):
             return True
-    return any(
-        tree.exported.observed.reads_mode(tree.modules[path]) for path in tree.dissolved
-    )
+    return any(tree.exported.observed.reads_mode(tree.modules[path]) for path in tree.dissolved)
 
 
 def _has_dtype(node: Node) -> bool:
@@ -152,7 +150,9 @@ def _unclear(block: Block) -> bool:
     ours, theirs = block.nodes()
     if [node.target for node in ours] == [node.target for node in theirs]:
         return False
-    return not {node.target for node in theirs} <= {node.target for node in ours} or not any(acts(node.target) for node in ours)
+    return not {node.target for node in theirs} <= {node.target for node in ours} or not any(
+        acts(node.target) for node in ours
+    )
 
 
 def _mark(alignment: Alignment) -> None:
@@ -213,7 +213,12 @@ def _inputs(tree: Tree, alignment: Alignment, ours: list[Node], theirs: list[Nod
 
 
 def _graph(
-    tree: Tree, call: Call, inputs: list[Node], same: list[Node], nodes: list[Node], results: list[Node],
+    tree: Tree,
+    call: Call,
+    inputs: list[Node],
+    same: list[Node],
+    nodes: list[Node],
+    results: list[Node],
     sizes: dict[Node, tuple[Any, Any]],
 ) -> Writer:
     """One side of a segment as a graph.

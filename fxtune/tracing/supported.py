@@ -29,7 +29,10 @@ def check_supported(model: nn.Module) -> None:
 
 def _refusal(model: nn.Module, where: str, state: str, fix: str | None) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"this {type(model).__name__} cannot be captured as it is", found=state, where=where or "the model itself", fix=fix
+        f"this {type(model).__name__} cannot be captured as it is",
+        found=state,
+        where=where or "the model itself",
+        fix=fix,
     )
 
 

@@ -1,0 +1,46 @@
+"""How the time of matching grows with the depth of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+import fxtune
+from fxtune.matching import Sites
+from fxtune.patterns import load_patterns
+from fxtune.view import view
+from timing import paired
+
+SHALLOW, DEEP, AT_MOST = 120, 1200, 12.0
+KINDS = ("mha", "ffn", "block")
+
+
+def measure(rounds: int) -> dict[str, Any]:
+    """Seconds to find all sites of a narrow ViT with 120 and with 1,200 blocks, and the ratio with its bound."""
+    shallow_s, deep_s, ratio = paired(matching(SHALLOW), matching(DEEP), rounds)
+    return {
+        "what": f"matching, {DEEP:,} blocks over {SHALLOW}",
+        "shallow_s": shallow_s,
+        "deep_s": deep_s,
+        "ratio": ratio,
+        "ratio_at_most": AT_MOST,
+    }
+
+
+def matching(blocks: int) -> Callable[[], None]:
+    """The matching of a captured model with so many blocks, ready to be timed: view and all sites."""
+    with torch.device("meta"):
+        model = VisionTransformer(img_size=32, patch_size=16, embed_dim=16, depth=blocks, num_heads=2, num_classes=5)
+    captured = fxtune.capture(model)
+    library = load_patterns()
+
+    def work() -> None:
+        sites = Sites(view(captured), library)
+        for kind in KINDS:
+            found = len(sites.of(kind))
+            assert found == blocks, f"{found} {kind} sites in {blocks} blocks"
+
+    return work
