@@ -31,7 +31,7 @@ MOST_OF_NEEDED, MOST_OF_ONE = 1.3, 2.6
 
 
 def measure(rounds: int) -> Iterator[dict[str, Any]]:
-    """One row a family: seconds of one export and of `apply`, the exports in an `apply`, the ratios and their bounds."""
+    """One row a family: seconds of one export and of `apply`, its exports, the ratios and their bounds."""
     for family, build in FAMILIES.items():
         with torch.device("meta"):
             model = build().train()

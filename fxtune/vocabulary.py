@@ -32,6 +32,9 @@ RANDOM = _names("bernoulli rand rand_like randn randn_like uniform normal randin
 PART = _names("select slice narrow chunk split split_with_sizes tensor_split unbind unsafe_chunk unsafe_split")
 """Operators that take a part of a value; all become ``part``."""
 
+RESIZING = _names("slice narrow pad constant_pad_nd")
+"""Operators that do nothing where the size stays as it was."""
+
 RENAMED = {
     "addmm": "linear",
     "mm": "matmul",

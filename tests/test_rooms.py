@@ -16,6 +16,7 @@ ROOMS = [
     "resources",
     "cards",
     "tracing",
+    "vocabulary",
     "view",
     "patterns",
     "matching",

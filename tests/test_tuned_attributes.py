@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from fxtune.errors import UntunedCallError
 from fxtune.tuned import TunedModel
@@ -154,7 +154,7 @@ def test_forward_features_runs_tuned(vit: TunedModel) -> None:
     expected = features(vit.strip(), IMAGES)
     assert torch.equal(vit.forward_features(IMAGES), expected)
     assert torch.equal(vit.forward_features(IMAGES[:2]), expected[:2])
-    assert len(vit._state.graphs["forward_features"]) == 1
+    assert len(vit._fxtune.graphs["forward_features"]) == 1
     assert torch.equal(vit.forward_head(expected), vit(IMAGES))
 
 
@@ -174,7 +174,13 @@ def test_a_method_trains_the_same_tuners(vit: TunedModel) -> None:
 
 def test_a_method_that_calls_the_model_runs_tuned(holding: TunedModel) -> None:
     assert torch.equal(holding.around_forward(X), holding(X) + 1)
-    assert "around_forward" not in holding._state.graphs
+    assert "around_forward" not in holding._fxtune.graphs
+
+
+def test_a_method_may_bring_the_model_new_inputs(holding: TunedModel) -> None:
+    deeper = X.expand(2, 3, 4)
+    assert torch.equal(holding.around_forward(deeper), holding(deeper) + 1)
+    assert len(holding._fxtune.graphs["forward"]) == 2
 
 
 def test_a_method_that_walks_around_a_rewritten_region_raises(holding: TunedModel) -> None:
@@ -221,6 +227,20 @@ def test_methods_that_look_things_up_work(vit: TunedModel, bert: TunedModel) -> 
     assert bert.get_input_embeddings() is not bert.strip().get_input_embeddings()
 
 
+def test_generate_runs_tuned_or_raises() -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 50, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, pad_token_id=0)).eval()
+    words = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    tuned = tuned_by_hand(model, {"input_ids": words, "use_cache": False}, ("transformer.h.0",))
+    with pytest.raises(UntunedCallError, match="generate"):
+        tuned.generate(words, max_new_tokens=1, do_sample=False)  # its cache can't be captured
+    expected = words
+    for _ in range(3):
+        expected = torch.cat([expected, tuned(expected, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+    assert torch.equal(tuned.generate(words, max_new_tokens=3, do_sample=False, use_cache=False), expected)
+
+
 class Child(Holding):
     def through_block(self, x: torch.Tensor) -> torch.Tensor:
         return super().through_block(x) * 2
@@ -244,7 +264,7 @@ def test_a_flag_that_brings_new_sites_is_refused() -> None:
     tuned = tuned_by_hand(TwoBranches(), (X,), ("first", "second"))
     with pytest.raises(Exception, match="second"):
         tuned(X, both=True)
-    assert len(tuned._state.graphs["forward"]) == 1
+    assert len(tuned._fxtune.graphs["forward"]) == 1
 
 
 # transformers' Trainer

@@ -2,12 +2,15 @@
 
 import copy
 import io
+import pathlib
 import pickle
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from fxtune.errors import InputError, PlanError, UnsupportedModelError, UntunedCallError
 from fxtune.tracing import Region
@@ -226,7 +229,7 @@ def test_another_device_is_the_tuned_models_alone() -> None:
     tuned = tuned_copy("masked_lm")  # two graphs
     tuned.to("meta")
     text = {name: tensor.to("meta") for name, tensor in TEXT.items()}
-    assert all(tensor.is_meta for _, tensor in tensors(*tuned._state.trees()))
+    assert all(tensor.is_meta for _, tensor in tensors(*tuned._fxtune.trees()))
     assert not any(tensor.is_meta for _, tensor in tensors(tuned.strip()))
     assert tuned(**text).logits.is_meta and tuned(**text, labels=text["input_ids"]).loss.is_meta
     assert tuned.cls.predictions.decoder.weight is tuned.bert.embeddings.word_embeddings.weight
@@ -277,7 +280,7 @@ def test_further_graphs_share_regions_and_tuners() -> None:
     tuned.prepare(**TEXT, labels=LABELS)
     tuned.prepare(**TEXT, labels=LABELS)
     tuned.prepare(TEXT["input_ids"])
-    first, labelled, plain = tuned._state.graphs["forward"]
+    first, labelled, plain = tuned._fxtune.graphs["forward"]
     assert labelled.bert is first.bert  # only the root differs
     assert plain.bert is not first.bert  # another mask runs through it
     assert plain.get_submodule(LAYERS[0]).tuners is first.get_submodule(LAYERS[0]).tuners
@@ -303,7 +306,7 @@ def test_a_capture_that_fails_leaves_everything_as_it_was(model: nn.Module, tune
     with pytest.raises(Exception, match=r"(?s)shape|size|dimension|channels|Expected"):
         tuned(torch.randn(2, 4, 32, 32))
     assert [m.training for m in tuned.modules()] == mode and same_state(tuned.state_dict(), before)
-    assert len(tuned._state.graphs["forward"]) == 1
+    assert len(tuned._fxtune.graphs["forward"]) == 1
     assert torch.equal(tuned(IMAGES), by_hand(model, IMAGES))
 
 
@@ -392,6 +395,36 @@ def test_checkpointing_that_would_lose_gradients_is_refused(tuned: TunedModel) -
     with pytest.raises(PlanError, match="Blocks"):
         tuned_by_hand(vit(), (IMAGES,), ()).set_grad_checkpointing()
     assert not tuned.is_gradient_checkpointing
+
+
+# Distributed training, in a world of one process
+
+
+@pytest.fixture
+def world(tmp_path: pathlib.Path) -> Any:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_distributed_gradients_are_the_plain_ones(model: nn.Module, tuned: TunedModel, way: str, world: None) -> None:
+    names, state = tuned.trainable, snapshot(model)
+    expected = torch.autograd.grad(tuned(IMAGES).square().mean(), [tuned.get_parameter(name) for name in names])
+    wrapped: nn.Module = tuned
+    if way == "ddp":
+        wrapped = nn.parallel.DistributedDataParallel(tuned)
+    else:
+        mesh = init_device_mesh("cpu", (1,))
+        for block in tuned.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(tuned, mesh=mesh)
+    wrapped(IMAGES).square().mean().backward()
+    for name, gradient in zip(names, expected, strict=True):
+        got = tuned.get_parameter(name).grad
+        assert torch.allclose(getattr(got, "full_tensor", lambda got=got: got)(), gradient, rtol=1e-5, atol=1e-8), name
+    assert same_state(model.state_dict(), state)
 
 
 # Modules that the graph dissolves

@@ -124,7 +124,7 @@ def test_further_graphs_are_frozen_too() -> None:
     tuned.train()
     tuned(FEATURES[:1, :, :1, :1].expand(1, 3, 1, 2))
     tuned.prepare(FEATURES.double().float()[:, :, :1])
-    for graph in tuned._state.graphs["forward"]:
+    for graph in tuned._fxtune.graphs["forward"]:
         assert graph.training and not graph.mix.get_submodule("1").training
     tuned(FEATURES[:, :, :1])
     assert same_state(tuned.strip().state_dict(), state)

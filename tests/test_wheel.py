@@ -22,7 +22,8 @@ assert Path(fxtune.__file__).is_relative_to(installed), fxtune.__file__
 assert resources.rules_dir().is_relative_to(installed) and resources.models_dir().is_relative_to(installed)
 assert not any(Path(entry or ".").resolve() == checkout for entry in sys.path), sys.path
 
-model = timm.models.VisionTransformer(img_size=32, patch_size=16, embed_dim=32, depth=2, num_heads=4, num_classes=5).eval()
+model = timm.models.VisionTransformer(img_size=32, patch_size=16, embed_dim=32, depth=2, num_heads=4, num_classes=5)
+model.eval()
 tuned = fxtune.apply(model, rules="tri_res").eval()
 images = torch.randn(3, 3, 32, 32)
 assert torch.equal(tuned(images), model(images))

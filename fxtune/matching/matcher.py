@@ -308,6 +308,8 @@ class Matcher:
             return None
         if term.key == "width":
             return self.view.width(bound.value)
+        if term.key == "tokens":
+            return self.view.tokens(bound.value)
         if term.key == "rank":
             return len(self.view.values[bound.value].shape)
         return self.view.attrs(bound.node).get(term.key)

@@ -107,7 +107,7 @@ class Sites:
             block=block,
             stage=self._stages[block] if block is not None else None,
             path=self._path(match.solution),
-            input=self._port(names[pattern.inputs[0]], output),
+            input=self._port(self._visible(names[pattern.inputs[0]]), output),
             output=self._port(output, output),
             heads=attention.heads if attention else self._heads_in.get(block, 1),
             attention=attention,
@@ -124,12 +124,22 @@ class Sites:
         return list(first.values())
 
     def _end(self, value: int) -> int:
-        """The output dropout belongs to the branch; drop path and the sum do not."""
+        """The output dropout belongs to the branch; drop path and the sum do not.
+
+        A value inside a folded module is followed through layout to where the module gives it.
+        """
         while True:
             readers = self.view.readers.get(value, [])
-            if len(readers) != 1 or self.view.quiet.get(readers[0]) != "dropout":
+            quiet = self.view.quiet.get(readers[0]) if len(readers) == 1 else None
+            if quiet != "dropout" and (quiet is None or self.view.values[value].taps):
                 return value
             value = readers[0]
+
+    def _visible(self, value: int) -> int:
+        """A value inside a folded module is followed back through layout to what the module was given."""
+        while not self.view.values[value].taps and value in self.view.quiet:
+            value = self.view.values[value].inputs()[0].id
+        return value
 
     def _port(self, value: int, output: int) -> Port:
         found = self.view.values[value]

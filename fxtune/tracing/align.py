@@ -111,8 +111,11 @@ class Alignment:
         pass_through(len(a.items))
 
     def _transparent(self, item: Node | Call) -> bool:
-        """A live leaf that does nothing in the second export: there, its result is its input."""
-        return isinstance(item, Call) and item.folded and item.key not in self._calls
+        """A live leaf that is called in both exports but does nothing in the second: there, its result is its input."""
+        if not isinstance(item, Call) or not item.folded or item.key in self._calls:
+            return False
+        times = self.first.exported.observed.times(item.module)
+        return times == self.second.exported.observed.times(self.second.modules[item.path])
 
     def _index(self) -> None:
         """What stands for what, by the pairs as they are now."""

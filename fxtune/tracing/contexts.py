@@ -10,9 +10,9 @@ from torch.fx import Graph
 from torch.fx.node import has_side_effect
 
 
-def enter_autocast(device_type: str, dtype: torch.dtype | None, enabled: bool, cached: bool | None) -> Any:
+def enter_autocast(device_type: str, dtype: torch.dtype | None, enabled: bool) -> Any:
     """Opens ``torch.autocast``; every node up to the matching ``leave`` runs under it."""
-    context = torch.autocast(device_type, dtype, enabled, cached)
+    context = torch.autocast(device_type, dtype, enabled)
     context.__enter__()
     return context
 

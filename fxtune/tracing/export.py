@@ -13,6 +13,7 @@ import os
 import sys
 import types
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,10 +40,14 @@ class Observed:
     """True where each call took one positional tensor, nothing else, and returned one tensor."""
     readers: set[int] = field(default_factory=set)
     """Modules that read ``self.training`` while their own forward ran."""
-    arguments: dict[int, list[tuple[str, Any]]] = field(default_factory=dict)
+    calls: Counter[int] = field(default_factory=Counter)
 
     def single(self, module: nn.Module) -> bool:
         return self.unary.get(id(module.__dict__), False)
+
+    def times(self, module: nn.Module) -> int:
+        """How often a module was called."""
+        return self.calls[id(module.__dict__)]
 
     def reads_mode(self, module: nn.Module) -> bool:
         return id(module.__dict__) in self.readers
@@ -144,6 +149,7 @@ def _observed() -> Iterator[Observed]:
         me = id(module.__dict__)
         if running and running[-1] == me:
             running.pop()
+        observed.calls[me] += 1
         unary = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and isinstance(result, Tensor)
         observed.unary[me] = unary and observed.unary.get(me, True)
 

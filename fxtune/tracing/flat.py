@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 from torch.fx import Graph, GraphModule, Node
 
 Context = tuple[Any, ...]
-"""("autocast", device type, dtype, enabled, cached) or ("grad", enabled)."""
+"""("autocast", device type, dtype, enabled) or ("grad", enabled)."""
 
 _ASSERTIONS = ("aten::_assert", "aten::sym_constrain_range", "aten::_functional_assert", "aten::_functional_sym_con")
 _SIZES = {torch.ops.aten.sym_size.int, torch.ops.aten.sym_stride.int, torch.ops.aten.sym_numel.default}
@@ -86,7 +86,7 @@ def _inline_contexts(module: GraphModule, graph: Graph) -> None:
 
 def _context(node: Node) -> Context | None:
     if node.target is torch.ops.higher_order.wrap_with_autocast:
-        return ("autocast", *node.args[:4])
+        return ("autocast", *node.args[:3])  # not the fourth: the exporter turns the cache off for itself
     if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled:
         return ("grad", node.args[0])
     return None

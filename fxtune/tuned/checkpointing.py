@@ -72,7 +72,7 @@ class CheckpointingNames:
     All of them raise PlanError where no Blocks are known, and InputError for what a tuned model can't do.
     """
 
-    def _checkpoint(self, options: dict[str, Any] | None) -> None:
+    def _checkpoint_blocks(self, options: dict[str, Any] | None) -> None:
         raise NotImplementedError
 
     def activation_checkpointing_enable(
@@ -83,10 +83,10 @@ class CheckpointingNames:
     ) -> None:
         _refuse(every_n_layers != 1, f"every_n_layers={every_n_layers}")
         _refuse(offload, "offload=True")
-        self._checkpoint(dict(activation_checkpointing_kwargs or {}))
+        self._checkpoint_blocks(dict(activation_checkpointing_kwargs or {}))
 
     def activation_checkpointing_disable(self) -> None:
-        self._checkpoint(None)
+        self._checkpoint_blocks(None)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **settings: Any
@@ -94,17 +94,17 @@ class CheckpointingNames:
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **settings)
 
     def gradient_checkpointing_disable(self) -> None:
-        self._checkpoint(None)
+        self._checkpoint_blocks(None)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self._checkpoint({} if enable else None)
+        self._checkpoint_blocks({} if enable else None)
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Any = None) -> None:
         _refuse(gradient_checkpointing_func is not None, "a gradient_checkpointing_func of its own")
-        self._checkpoint({})
+        self._checkpoint_blocks({})
 
     def disable_gradient_checkpointing(self) -> None:
-        self._checkpoint(None)
+        self._checkpoint_blocks(None)
 
     @property
     def is_activation_checkpointing(self) -> bool:

@@ -69,11 +69,10 @@ def in_graph() -> Iterator[None]:
 
 def run(state: Tuning, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a method by its graph, which is captured if these inputs are new."""
-    graph = state.graph_for(method, args, kwargs)
     if torch.compiler.is_compiling():
-        return graph(*args, **kwargs)
+        return state.graph_for(method, args, kwargs)(*args, **kwargs)
     with in_graph():
-        return graph(*args, **kwargs)
+        return state.graph_for(method, args, kwargs)(*args, **kwargs)
 
 
 def off_limits(state: Tuning) -> dict[int, str]:
@@ -107,7 +106,10 @@ def guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             return run(state, name, args, kwargs)
         watch = Watch(self, state)
         with _undone_if_tripped(self, watch):
-            result = _watching(watch, function, args, kwargs)
+            try:
+                result = _watching(watch, function, args, kwargs)
+            except FxtuneError as error:  # of a call of the model, by a method that is not to blame
+                raise _cannot_run(self, name, error.asked, error) from error
         if watch.tripped is None:
             return result
         if not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves((args, kwargs))):
@@ -115,14 +117,19 @@ def guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return run(state, name, args, kwargs)
         except FxtuneError as error:
-            raise UntunedCallError(
-                f"`{name}` of {type(self).__name__} can't run tuned.",
-                found=f"{watch.tripped.found or watch.tripped.asked}; nor as a graph of its own: {error.asked}",
-                where=error.where,
-                fix="call the tuned model itself, or strip() for the original",
-            ) from error
+            found = f"{watch.tripped.found or watch.tripped.asked}; nor as a graph of its own: {error.asked}"
+            raise _cannot_run(self, name, found, error) from error
 
     return method
+
+
+def _cannot_run(tuned: nn.Module, method: str, found: str, error: FxtuneError) -> UntunedCallError:
+    return UntunedCallError(
+        f"`{method}` of {type(tuned).__name__} can't run tuned.",
+        found=f"{found}: {error.found}" if error.found else found,
+        where=error.where,
+        fix="call the tuned model itself, or with flags that avoid this; or strip() for the original",
+    )
 
 
 def _watching(watch: Watch, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:

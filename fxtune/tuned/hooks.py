@@ -6,8 +6,6 @@ import functools
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from torch import nn
-
 from fxtune.errors import UntunedCallError
 from fxtune.tracing import Region
 from fxtune.tuned.modes import leaf_calls
@@ -23,11 +21,6 @@ def refuse_dead_hooks(graph: Region, called: Iterable[str]) -> None:
             continue
         for method in HOOK_METHODS:
             module.__dict__[method] = functools.partial(_refuse, path)
-
-
-def allow_hooks(module: nn.Module) -> None:
-    for method in HOOK_METHODS:
-        module.__dict__.pop(method, None)
 
 
 def _refuse(path: str, *_: Any, **__: Any) -> NoReturn:

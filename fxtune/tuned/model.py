@@ -55,6 +55,9 @@ class TunedModel(CheckpointingNames, nn.Module):
         PlanError: `trains` names a parameter that does not exist.
     """
 
+    # All state in one attribute, so that no name of the original's is hidden by it.
+    _fxtune: Tuning
+
     def __new__(cls, original: nn.Module, *_: Any, **__: Any) -> TunedModel:
         made: TunedModel = object.__new__(tuned_class(TunedModel, type(original)))  # type: ignore[assignment]
         return made
@@ -81,24 +84,17 @@ class TunedModel(CheckpointingNames, nn.Module):
             make_private(original, state.trees(), lambda _, tensor: tensor.requires_grad)
         state.settle(graph)
         refuse_dead_hooks(graph, called)
-        self._assemble(state)
-
-    def _assemble(self, state: Tuning) -> None:
-        nn.Module.__init__(self)
-        self.training = state.twin.training
-        for name in _ROOT_DICTS:
-            self.__dict__[name] = state.first.__dict__[name]
-        self.__dict__["_fxtune"] = state
+        _assemble(self, state)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return run(self._state, "forward", args, kwargs)
+        return run(self._fxtune, "forward", args, kwargs)
 
     # What it is
 
     @property
     def graph_module(self) -> Region:
         """The first captured graph: ``print(tuned.graph_module.code)``."""
-        return self._state.first
+        return self._fxtune.first
 
     @property
     def trainable(self) -> list[str]:
@@ -107,11 +103,11 @@ class TunedModel(CheckpointingNames, nn.Module):
 
     def report(self) -> Report:
         """Where each rule matched, what nearly matched and why not, and the weights added. Print it."""
-        return self._state.report.counted(*self._counts())
+        return self._fxtune.report.counted(*_counts(self))
 
     def print_trainable_parameters(self) -> None:
         """Print the number of weights that train, in PEFT's words."""
-        trainable, total = self._counts()
+        trainable, total = _counts(self)
         share = 100 * trainable / total if total else 0.0
         print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share:.4f}")
 
@@ -122,37 +118,28 @@ class TunedModel(CheckpointingNames, nn.Module):
 
         Biases, norms and scales (fewer than two dimensions) don't decay. The head learns at `head_lr` if that is given.
         """
-        return parameter_groups(self, self._state.head, lr=lr, weight_decay=weight_decay, head_lr=head_lr)
+        return parameter_groups(self, self._fxtune.head, lr=lr, weight_decay=weight_decay, head_lr=head_lr)
 
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Capture the graph for inputs like these ahead of the first call with them; torch.compile needs that."""
-        self._state.graph_for("forward", args, kwargs)
+        self._fxtune.graph_for("forward", args, kwargs)
 
     def strip(self) -> nn.Module:
         """The original, bit-equal and with its flags as they were. The tuned model stays usable."""
-        return self._state.original
-
-    def _counts(self) -> tuple[int, int]:
-        parameters = list(self.parameters())
-        return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
-
-    @property
-    def _state(self) -> Tuning:
-        state: Tuning = self.__dict__["_fxtune"]
-        return state
+        return self._fxtune.original
 
     # What nn.Module does, on every graph
 
     def train(self, mode: bool = True) -> TunedModel:
         """Set the mode as the original's own train() would; frozen batch norms stay in eval mode."""
-        self._state.set_mode(mode)
-        self.training = self._state.twin.training
+        self._fxtune.set_mode(mode)
+        self.training = self._fxtune.twin.training
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> TunedModel:
         """Let every weight train, or none. Weights shared with the original become private before they train."""
         if requires_grad:
-            make_private(self._state.original, self._state.trees(), lambda _, tensor: True)
+            make_private(self._fxtune.original, self._fxtune.trees(), lambda _, tensor: True)
         nn.Module.requires_grad_(self, requires_grad)
         return self
 
@@ -169,14 +156,14 @@ class TunedModel(CheckpointingNames, nn.Module):
                 fix="leave assign out: the values are copied",
             )
         make_private(
-            self._state.original,
-            self._state.trees(),
+            self._fxtune.original,
+            self._fxtune.trees(),
             lambda name, tensor: name in state_dict and _differ(state_dict[name], tensor),
         )
         return nn.Module.load_state_dict(self, state_dict, strict=strict)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> TunedModel:
-        apply_once(self._state.trees() if recurse else [], fn)
+        apply_once(self._fxtune.trees() if recurse else [], fn)
         return self
 
     def _replicate_for_data_parallel(self) -> TunedModel:
@@ -185,12 +172,12 @@ class TunedModel(CheckpointingNames, nn.Module):
             fix="use DistributedDataParallel, or one device (CUDA_VISIBLE_DEVICES=0)",
         )
 
-    def _checkpoint(self, options: dict[str, Any] | None) -> None:
-        self._state.checkpoint(options)
+    def _checkpoint_blocks(self, options: dict[str, Any] | None) -> None:
+        self._fxtune.checkpoint(options)
 
     @property
     def is_activation_checkpointing(self) -> bool:
-        return self._state.checkpointing is not None
+        return self._fxtune.checkpointing is not None
 
     # Passing for the original, copies and pickles
 
@@ -201,27 +188,43 @@ class TunedModel(CheckpointingNames, nn.Module):
             return attribute_of_original(self, name)
 
     def __dir__(self) -> list[str]:
-        return sorted({*nn.Module.__dir__(self), *dir(self._state.twin)})  # type: ignore[no-untyped-call]
+        return sorted({*nn.Module.__dir__(self), *dir(self._fxtune.twin)})  # type: ignore[no-untyped-call]
 
     def _get_name(self) -> str:
         return f"Tuned{type(self).__name__}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TunedModel:
-        return _made(copied_state(self._state, memo), copy.deepcopy(self._own_attributes(), memo))
+        return _made(copied_state(self._fxtune, memo), copy.deepcopy(_own_attributes(self), memo))
 
     def __reduce__(self) -> Any:
-        return _unpickled, (self._state.original, dump_state(self._state, self._own_attributes()))
+        return _unpickled, (self._fxtune.original, dump_state(self._fxtune, _own_attributes(self)))
 
-    def _own_attributes(self) -> dict[str, Any]:
-        """What the user or a library has put on the tuned model itself: hooks, plain attributes."""
-        return {name: value for name, value in self.__dict__.items() if name not in (*_ROOT_DICTS, "_fxtune")}
+
+def _assemble(tuned: TunedModel, state: Tuning) -> None:
+    """Make the first graph's tree the tuned model's own: not a copy of its dicts, but the very dicts."""
+    nn.Module.__init__(tuned)
+    tuned.training = state.twin.training
+    for name in _ROOT_DICTS:
+        tuned.__dict__[name] = state.first.__dict__[name]
+    tuned.__dict__["_fxtune"] = state
+
+
+def _own_attributes(tuned: TunedModel) -> dict[str, Any]:
+    """What the user or a library has put on the tuned model itself: hooks, plain attributes."""
+    return {name: value for name, value in tuned.__dict__.items() if name not in (*_ROOT_DICTS, "_fxtune")}
+
+
+def _counts(model: nn.Module) -> tuple[int, int]:
+    """The number of weights that train, and of all weights."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
 
 def _made(state: Tuning, attributes: dict[str, Any]) -> TunedModel:
     for graph in state.every_graph():
         state.dress(graph)
     tuned = TunedModel.__new__(TunedModel, state.original)
-    tuned._assemble(state)
+    _assemble(tuned, state)
     tuned.__dict__.update(attributes)
     return tuned
 

@@ -74,6 +74,11 @@ class View:
         axis = self.axes.get(value)
         return self.values[value].shape[axis] if axis is not None else None
 
+    def tokens(self, value: int) -> str:
+        """Product of all sizes but the channels', as text: how many tokens, or positions of how many maps, a value has."""
+        axis = self.axes.get(value)
+        return str(math.prod(size for i, size in enumerate(self.values[value].shape) if i != axis))
+
     @cached_property
     def by_op(self) -> dict[str, list[int]]:
         """Operations by canonical name, in order of computation."""
@@ -150,7 +155,7 @@ class _Builder:
             return "dropout"
         if value.target is operator.getitem and value.args[1] == 0 and tensors[0].op not in ops.PART:
             return "layout"  # the main result of an operator that returns its statistics too
-        if value.op in ("slice", "narrow") and _same_shape(value, tensors[0]):
+        if value.op in ops.RESIZING and _same_shape(value, tensors[0]):
             return "layout"
         if value.op == "mul" and len(tensors) == 2 and tensors[1].id in self.noise and tensors[0].id not in self.noise:
             sizes = tensors[1].shape[1:]

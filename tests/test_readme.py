@@ -1,0 +1,56 @@
+"""The README is true: its Python runs, its rule files apply, its commands exist."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from typer.testing import CliRunner
+
+import fxtune
+from fxtune import rules
+from fxtune.cli import app
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+
+
+def test_the_python_runs() -> None:
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), names)
+    assert any("ffn_shift" in name for name in names["tuned"].state_dict())
+
+
+@pytest.mark.parametrize(("number", "sites"), [(0, 3 + 4), (1, 2)])
+def test_the_rule_files_apply(number: int, sites: int, tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    file.write_text(blocks("yaml")[number])
+    models = (
+        lambda: timm.models.vision_transformer.VisionTransformer(
+            img_size=16, patch_size=8, embed_dim=24, depth=4, num_heads=3
+        ),
+        lambda: timm.models.mlp_mixer.MlpMixer(img_size=16, patch_size=8, num_blocks=2, embed_dim=24),
+    )
+    tuned = fxtune.apply(models[number](), file)
+    assert sum(len(outcome.sites) for outcome in tuned.report().outcomes) == sites
+
+
+def test_the_commands_exist() -> None:
+    commands = re.findall(r"^fxtune (\w+)  ?", "".join(blocks("")), flags=re.M)
+    assert commands
+    for command in commands:
+        assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+
+
+def test_every_rule_set_and_pattern_that_is_named_is_shipped() -> None:
+    names = {rule_set.name for rule_set in rules.shipped()}
+    assert {"tri_res", "dual_res"} <= names
+    for path in re.findall(r"\]\((\w[\w/]*)\)", README):
+        assert (Path(__file__).parent.parent / path).exists(), path
