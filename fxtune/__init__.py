@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         UntunedCallError,
     )
-    from fxtune.tracing import capture
+    from fxtune.tracing.capture import capture
     from fxtune.tuned import TunedModel
     from fxtune.tuners import Placement, tuner
 

@@ -30,7 +30,11 @@ def run(module: nn.Module, args: Any, kwargs: Any, *, training: bool, names: nn.
     result = module(*args, **kwargs)
     outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
     tensors: dict[str, Tensor | None] = {f"output {i}": leaf.detach() for i, leaf in enumerate(outputs)}
-    loss = sum((leaf.float() * torch.linspace(-1, 1, leaf.numel()).view_as(leaf)).sum() for leaf in outputs if leaf.requires_grad)
+    loss = sum(
+        (leaf.float() * torch.linspace(-1, 1, leaf.numel()).view_as(leaf)).sum()
+        for leaf in outputs
+        if leaf.requires_grad
+    )
     if isinstance(loss, Tensor):
         loss.backward()
     inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -62,7 +66,9 @@ def assert_same(found: Outcome, expected: Outcome, mode: str) -> None:
         assert (value is None) == (other is None), f"{name} in {mode}: {value} against {other}"
         if value is not None and other is not None:
             assert value.dtype == other.dtype and value.shape == other.shape
-            assert torch.equal(value, other) or _both_nan(value, other), f"{name} differs in {mode}: {_distance(value, other)}"
+            assert torch.equal(value, other) or _both_nan(value, other), (
+                f"{name} differs in {mode}: {_distance(value, other)}"
+            )
 
 
 def assert_state_kept(captured: nn.Module, model: nn.Module) -> None:

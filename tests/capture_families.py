@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import timm.layers
@@ -36,13 +35,14 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 RATES = st.sampled_from([0.0, 0.1, 0.3])
 
 
-@dataclass
 class Case:
     """A model, inputs to capture it with, and others on which it is compared with eager."""
 
-    model: nn.Module
-    example: Inputs
-    others: list[Inputs]
+    def __init__(self, model: nn.Module, example: Inputs, others: list[Inputs]) -> None:
+        self.model, self.example, self.others = model, example, others
+
+    def __repr__(self) -> str:
+        return f"a {type(self.model).__name__}"
 
 
 def _images(model: nn.Module, size: int, others: list[tuple[int, int, int]]) -> Case:
@@ -80,7 +80,9 @@ def timm_vit(draw: st.DrawFn) -> Case:
             attn_drop_rate=draw(RATES),
             drop_path_rate=draw(RATES),
             dynamic_img_size=draw(st.booleans()),
-            **({} if draw(st.booleans()) else {"block_fn": draw(st.sampled_from([ParallelScalingBlock, ResPostBlock]))}),
+            **(
+                {} if draw(st.booleans()) else {"block_fn": draw(st.sampled_from([ParallelScalingBlock, ResPostBlock]))}
+            ),
         )
     finally:
         timm.layers.set_fused_attn(True)
@@ -122,7 +124,6 @@ def timm_resnet(draw: st.DrawFn) -> Case:
             replace_stem_pool=draw(st.booleans()),
             act_layer=draw(st.sampled_from([nn.ReLU, nn.SiLU])),
             block_args=draw(st.sampled_from([None, {"attn_layer": "se"}, {"attn_layer": "eca"}])),
-            drop_block_rate=draw(st.sampled_from([0.0, 0.0, 0.1])),
             **shared,
         )
     elif kind == "v2":
@@ -138,7 +139,7 @@ def timm_resnet(draw: st.DrawFn) -> Case:
             **shared,
         )
     else:
-        cfg = RegNetCfg(depth=4, w0=8, wa=8.0, wm=2.0, group_size=8, se_ratio=draw(st.sampled_from([0.0, 0.25])))
+        cfg = RegNetCfg(depth=5, w0=8, wa=10.0, wm=2.0, group_size=8, se_ratio=draw(st.sampled_from([0.0, 0.25])))
         model = RegNet(cfg, **shared)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 from collections.abc import Iterator
 from typing import Any
 
-import capture_checks as checks
-import capture_models as models
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import capture_checks as checks
+import capture_models as models
 from fxtune.errors import InputError
 from fxtune.tracing import Region, capture
 
@@ -76,7 +77,9 @@ def test_spelling_equals_eager(spelling: str) -> None:
 
 def test_regions_lie_at_the_modules_paths(bert: models.Example, captured_bert: Region) -> None:
     regions = {name for name, module in captured_bert.named_modules() if isinstance(module, Region)}
-    called = {name for name, module in bert.model.named_modules() if module._modules and not isinstance(module, nn.ModuleList)}
+    called = {
+        name for name, module in bert.model.named_modules() if module._modules and not isinstance(module, nn.ModuleList)
+    }
     assert called <= regions
     leaf = "encoder.layer.0.attention.self.query"
     assert captured_bert.get_submodule(leaf) is bert.model.get_submodule(leaf)
@@ -194,7 +197,7 @@ def test_compile_without_graph_break(training: bool) -> None:
 def test_called_like_the_original(bert: models.Example, captured_bert: Region) -> None:
     (_, kwargs) = bert.second
     by_name = captured_bert.eval()(**kwargs)
-    by_position = captured_bert(kwargs["input_ids"], attention_mask=kwargs["attention_mask"], output_attentions=None)
+    by_position = captured_bert(kwargs["input_ids"], attention_mask=kwargs["attention_mask"])
     assert type(by_name) is type(bert.model(**kwargs))
     assert torch.equal(by_name.last_hidden_state, by_position.last_hidden_state)
 
@@ -202,26 +205,32 @@ def test_called_like_the_original(bert: models.Example, captured_bert: Region) -
 def _refused() -> Iterator[tuple[str, dict[str, Any]]]:
     ids, mask = torch.zeros(3, 5, dtype=torch.long), torch.ones(3, 5, dtype=torch.long)
     yield "attention_mask is not given", {"input_ids": ids}
-    yield "attention_mask.shape[1] is 6, but input_ids.shape[1] is 5", {
-        "input_ids": ids,
-        "attention_mask": torch.ones(3, 6, dtype=torch.long),
-    }
-    yield "attention_mask.shape[0] is 2, but input_ids.shape[0] is 3", {"input_ids": ids, "attention_mask": mask[:2]}
-    yield "output_hidden_states is True", {"input_ids": ids, "attention_mask": mask, "output_hidden_states": True}
+    yield (
+        "attention_mask.shape[1] is 6, but input_ids.shape[1] is 5",
+        {
+            "input_ids": ids,
+            "attention_mask": torch.ones(3, 6, dtype=torch.long),
+        },
+    )
+    yield "batch sizes differ: 3, 2", {"input_ids": ids, "attention_mask": mask[:2]}
+    yield "'output_hidden_states'", {"input_ids": ids, "attention_mask": mask, "output_hidden_states": True}
     yield "token_type_ids is a tensor", {"input_ids": ids, "attention_mask": mask, "token_type_ids": ids}
-    yield "is 40, more than 24", {
-        "input_ids": torch.zeros(1, 40, dtype=torch.long),
-        "attention_mask": torch.ones(1, 40, dtype=torch.long),
-    }
+    yield (
+        "is 40, more than 24",
+        {
+            "input_ids": torch.zeros(1, 40, dtype=torch.long),
+            "attention_mask": torch.ones(1, 40, dtype=torch.long),
+        },
+    )
     yield "floating", {"input_ids": ids.float(), "attention_mask": mask}
     yield "dimensions", {"input_ids": ids[0], "attention_mask": mask}
-    yield "unknown", {"input_ids": ids, "attention_mask": mask, "nonsense": 1}
+    yield "'nonsense'", {"input_ids": ids, "attention_mask": mask, "nonsense": 1}
 
 
 @pytest.mark.parametrize(("reason", "kwargs"), list(_refused()))
 def test_refuses_what_it_was_not_captured_for(reason: str, kwargs: dict[str, Any], captured_bert: Region) -> None:
     assert reason in (captured_bert.signature.accepts((), kwargs) or "")
-    with pytest.raises(InputError, match=reason.split("[")[0].split("(")[0]):
+    with pytest.raises(InputError, match=re.escape(reason)):
         captured_bert(**kwargs)
 
 
@@ -237,7 +246,9 @@ def test_fixed_sizes_hold() -> None:
     assert "x.shape[2] is 48, captured with 32" in str(captured.signature.accepts((torch.randn(2, 3, 48, 32),), {}))
 
 
-@pytest.mark.parametrize("inputs", [(torch.randn(2, 6, 8),), {"x": torch.randn(2, 6, 8)}, ((), {"x": torch.randn(2, 6, 8)})])
+@pytest.mark.parametrize(
+    "inputs", [(torch.randn(2, 6, 8),), {"x": torch.randn(2, 6, 8)}, ((), {"x": torch.randn(2, 6, 8)})]
+)
 def test_forms_of_example_inputs(inputs: Any) -> None:
     captured = capture(models.Tied(), inputs)
     assert isinstance(captured(torch.randn(2, 6, 8)), Tensor)

@@ -17,7 +17,8 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+    found = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.S | re.M)
+    return [text for named, text in found if named == language]
 
 
 def test_the_python_runs() -> None:

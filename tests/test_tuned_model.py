@@ -76,7 +76,8 @@ def test_state_dict_has_the_originals_keys_in_order_and_the_tuners(model: nn.Mod
     assert added == [f"blocks.{i}.tuners.beside.{name}" for i in range(2) for name in ("weight", "bias")]
 
 
-def test_the_submodules_are_the_graphs_and_hooks_on_them_run(tuned: TunedModel) -> None:
+def test_the_submodules_are_the_graphs_and_hooks_on_them_run() -> None:
+    tuned = tuned_by_hand(vit(), (IMAGES,), BLOCKS)
     assert isinstance(tuned.graph_module, Region) and tuned.blocks is tuned.graph_module.blocks
     assert isinstance(tuned.blocks[0], Region) and len(tuned.blocks) == 2 and tuned.blocks[1] is list(tuned.blocks)[1]
     seen = []
@@ -310,13 +311,34 @@ def test_a_capture_that_fails_leaves_everything_as_it_was(model: nn.Module, tune
     assert torch.equal(tuned(IMAGES), by_hand(model, IMAGES))
 
 
-def test_a_capture_ignores_the_callers_contexts(model: nn.Module) -> None:
-    tuned = tuned_copy("bert")
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        tuned(**TEXT, labels=LABELS)
-    out = tuned(**TEXT, labels=LABELS)
-    assert out.logits.dtype is torch.float32
-    out.loss.backward()
+class Multiplying(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 4))
+        self.weight = nn.Parameter(torch.ones(4, 4) / 3)
+
+    def forward(self, x: torch.Tensor, more: torch.Tensor | None = None) -> torch.Tensor:
+        y = self.inner(x) @ self.weight
+        return y if more is None else y + more + torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
+CONTEXTS = {
+    "inference": torch.inference_mode,
+    "no_grad": torch.no_grad,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
+def test_a_capture_ignores_the_callers_contexts(context: Any) -> None:
+    model, x = Multiplying(), torch.randn(3, 4)
+    tuned = tuned_by_hand(model, (x,), ("inner",))
+    with context():
+        tuned.prepare(x, x)
+    out = tuned(x, x)
+    expected = (model.inner(x) + 0.25 * x) @ model.weight + x + torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert torch.equal(out, expected)
+    out.sum().backward()
     assert all(tuned.get_parameter(name).grad is not None for name in tuned.trainable)
 
 
@@ -458,6 +480,41 @@ def test_a_hook_on_a_dissolved_module_works_or_raises() -> None:
         assert ran == ["hook"], path
     tuned.skipped.register_forward_hook(lambda *_: None)  # never called by the original either
     model.inside.register_forward_hook(lambda *_: None)
+
+
+def test_hooks_of_the_original_run_on_the_tuned_model_and_not_during_capture() -> None:
+    model, seen = vit(), []
+    for path in ("", "blocks.0", "blocks.0.norm1"):
+        module = model.get_submodule(path)
+        module.register_forward_hook(lambda module, args, out: seen.append(type(out)))
+        module.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    x = model._pos_embed(model.patch_embed(IMAGES * 2))
+    for block, factor in zip(model.blocks, (2, 1), strict=True):  # the hook doubles what the tuner reads, too
+        x = block(x) + 0.25 * factor * x
+    expected = model.forward_head(model.norm(x))
+    seen.clear()
+    tuned = tuned_by_hand(model, (IMAGES,), BLOCKS)
+    assert seen == []
+    got = tuned(IMAGES)
+    assert seen == [torch.Tensor] * 3
+    assert torch.equal(got, expected)
+    other = copy.deepcopy(tuned)
+    other.blocks[0].register_forward_hook(lambda *_: seen.append("new"))
+    other(IMAGES)
+    assert seen.count("new") == 1
+    tuned(IMAGES)
+    assert seen.count("new") == 1
+
+
+def test_a_hook_that_would_never_run_stops_apply() -> None:
+    model = Attending()
+    model.inside.register_forward_hook(lambda *_: None)
+    try:
+        tuned = tuned_by_hand(model, (torch.randn(2, 3, 8),), ())
+    except UnsupportedModelError as error:
+        assert "inside" in str(error)
+    else:
+        assert any(child is tuned.inside for child in tuned.modules())
 
 
 def test_capture_names_every_module_that_was_called() -> None:

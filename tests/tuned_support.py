@@ -25,12 +25,12 @@ LABELS = torch.tensor([0, 1, 2])
 
 
 class Beside(nn.Module):
-    """The simplest tuner: adds ``weight * input + bias`` to the output."""
+    """The simplest tuner: adds ``weight * input + bias`` to the output. Making one draws a number, as for real ones."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.full((1, 1), 0.25))
-        self.bias = nn.Parameter(torch.zeros(1))
+        self.bias = nn.Parameter(torch.rand(1) * 0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.weight[0, 0] * x + self.bias

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fxtune.patterns import Library
@@ -84,12 +84,17 @@ class Solution:
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """The furthest that a match came: how many operations matched, where it failed, and why."""
+    """The furthest that a match came: how many operations matched, where it failed, and why.
+
+    `other` is the operation that was expected instead, where one was. Thousands of failures are noted for each that is
+    told, so nothing is put into words here.
+    """
 
     score: int
     node: int
     reason: str
     where: str
+    other: int | None = None
 
 
 class Matcher:
@@ -212,7 +217,7 @@ class Matcher:
         elif bound.node == use.source:
             yield state
         else:
-            self._fail(state, use.source, f"expected the same value as `{name}` ({self._place(bound.node)})", "")
+            self._fail(state, use.source, f"expected the same value as `{name}`", "", bound.node)
 
     def _call(self, call: Call, use: Use, state: State, body: Body, label: str) -> Iterator[State]:
         ops = self.library.ops_of(call.op)
@@ -246,7 +251,7 @@ class Matcher:
         pattern = self.library.patterns[call.op]
         solutions, miss = self.match(pattern, use.source)
         if not solutions and miss is not None and not call.quantity:
-            self._note(Miss(miss.score + len(state.nodes), miss.node, miss.reason, miss.where))
+            self._note(replace(miss, score=miss.score + len(state.nodes)))
         for solution in solutions:
             names = dict(state.names)
             if label:
@@ -330,16 +335,13 @@ class Matcher:
 
     # ---- failures ----------------------------------------------------------------------------------------------------
 
-    def _fail(self, state: State, node: int, reason: str, where: str) -> None:
+    def _fail(self, state: State, node: int, reason: str, where: str, other: int | None = None) -> None:
         if self._furthest is None or len(state.nodes) > self._furthest.score:
-            self._note(Miss(len(state.nodes), node, reason, where))
+            self._furthest = Miss(len(state.nodes), node, reason, where, other)
 
     def _note(self, miss: Miss) -> None:
         if self._furthest is None or miss.score > self._furthest.score:
             self._furthest = miss
-
-    def _place(self, node: int) -> str:
-        return self.view.values[node].place()
 
 
 def _compare(condition: Condition, left: Any, right: Any) -> bool:

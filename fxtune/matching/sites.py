@@ -42,6 +42,7 @@ class Sites:
         self.view, self.library = view, library
         self._matcher = Matcher(view, library)
         self._found: dict[str, tuple[list[Match], list[NearMiss]]] = {}
+        self._sites: dict[str, list[Site]] = {}
 
     def of(self, kind: str, *, where: str | None = None) -> list[Site]:
         """All sites of a kind in the order of computation.
@@ -49,8 +50,10 @@ class Sites:
         Raises:
             PatternError: no pattern has that name.
         """
-        matches, _ = self._matches(kind, where)
-        return self._once_each([self._site(kind, i, match) for i, match in enumerate(matches)])
+        if kind not in self._sites:
+            matches, _ = self._matches(kind, where)
+            self._sites[kind] = self._once_each([self._site(kind, i, match) for i, match in enumerate(matches)])
+        return self._sites[kind]
 
     def near_misses(self, kind: str) -> list[NearMiss]:
         """Where the kind nearly matched, the nearest first."""
@@ -90,7 +93,13 @@ class Sites:
             if miss.node not in claimed:
                 kept.setdefault(miss.node, miss)
         nearest = list(kept.values())[:NEAR_MISSES]
-        return [NearMiss(kind, m.score, self.view.values[m.node].place(), m.reason, m.where) for m in nearest]
+        return [NearMiss(kind, m.score, self._place(m.node), self._reason(m), m.where) for m in nearest]
+
+    def _reason(self, miss: Miss) -> str:
+        return miss.reason if miss.other is None else f"{miss.reason}, which is {self._place(miss.other)}"
+
+    def _place(self, node: int) -> str:
+        return self.view.values[node].place()
 
     # ---- sites -------------------------------------------------------------------------------------------------------
 

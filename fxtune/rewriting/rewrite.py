@@ -108,4 +108,5 @@ class _Region:
         """A new node right behind `node`; a text names a module."""
         with self.graph.inserting_after(node):
             kind = "call_module" if isinstance(target, str) else "call_function"
-            return self.graph.create_node(kind, target, args)  # type: ignore[arg-type]
+            made: fx.Node = self.graph.create_node(kind, target, args)  # type: ignore[arg-type]
+        return made

@@ -6,7 +6,7 @@ a segment: the steps of a region that stand for each other in the two modes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Any
@@ -148,15 +148,29 @@ class Alignment:
         """Marks literals that follow the model's dtype, and values that have it."""
         self._leaf_inputs: list[tuple[Block, Node, Node]] = []
         self._index()
-        for a, b in self._image.items():
-            x, y = a.meta.get("val"), b.meta.get("val")
-            if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dtype != y.dtype:
-                self.typed.add(a)
         for _, a, b in self._pairs:
             for place, x, y in differences(a, b):
                 kind = _follows(x, y)
                 if kind is not None:
                     self.follows.setdefault(a, {})[place] = kind
+        for a in self.first.exported.graph.nodes:
+            source = self.partner(a)
+            if source is None:
+                continue
+            x, y = a.meta.get("val"), source.meta.get("val")
+            if isinstance(x, Tensor) and isinstance(y, Tensor) and x.dtype != y.dtype and not self._promoted(a):
+                self.typed.add(a)
+
+    def _promoted(self, node: Node) -> bool:
+        """Whether an operand's fixed dtype may decide the result's: float32 with bfloat16 gives float32, though
+        float32 with float64 gives float64."""
+        if node.op == "placeholder" or node in self.follows:
+            return False
+        values = [(other, other.meta.get("val")) for other in node.all_input_nodes]
+        floating = [
+            other for other, value in values if isinstance(value, Tensor) and value.is_floating_point() and value.dim()
+        ]
+        return not all(other in self.typed for other in floating)
 
     def _settle(self) -> None:
         """Turns pairs that differ by mode into segments, joins segments that need each other, notes their results."""
@@ -317,7 +331,7 @@ def _extremes() -> list[tuple[float, float, str]]:
     return found
 
 
-def _opcodes(ours: list[Any], theirs: list[Any]) -> list[tuple[str, int, int, int, int]]:
+def _opcodes(ours: list[Any], theirs: list[Any]) -> Sequence[tuple[str, int, int, int, int]]:
     if ours == theirs:
         return [("equal", 0, len(ours), 0, len(theirs))]
     return SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes()

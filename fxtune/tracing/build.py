@@ -70,7 +70,7 @@ class _Builder:
     def _results(self, writer: Writer, call: Call) -> Any:
         if call is self.tree.root:
             flat = self.tree.result.args[0]
-            results = tuple(map_aggregate(flat, lambda a: writer.value(a) if isinstance(a, Node) else a))  # type: ignore[arg-type]
+            results = tuple(map_aggregate(flat, lambda a: writer.value(a) if isinstance(a, Node) else a))
         else:
             results = tuple(writer.value(node) for node in call.outputs)
         return results[0] if len(results) == 1 else results
@@ -119,7 +119,7 @@ class _Builder:
             return call.path[len(prefix) :]
         for name, module in self.tree.modules[path].named_modules(remove_duplicate=False):
             if module is call.module:
-                return name
+                return str(name)
         raise Inconsistent(call.module)
 
     def _register(self, built: Built) -> Built:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -155,7 +155,7 @@ class Tree:
         return None
 
     def _chain(
-        self, stack: Sequence[tuple[str, tuple[str, object]]], chains: dict[tuple[str, ...], list[Call]]
+        self, stack: Iterable[tuple[str, tuple[str, object]]], chains: dict[tuple[str, ...], list[Call]]
     ) -> list[Call]:
         chain = [self.root]
         prefix: tuple[str, ...] = ()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
-import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from fxtune.errors import InputError, UnsupportedModelError
+from fxtune.errors import InputError
 from fxtune.tracing.build import build
 from fxtune.tracing.calls import Tree
 from fxtune.tracing.export import export
@@ -21,6 +22,7 @@ from fxtune.tracing.supported import check_supported
 def capture(model: nn.Module, example_inputs: Any = None) -> Region:
     check_supported(model)
     args, kwargs = _inputs(model, example_inputs)
+    _check_inputs(model, args, kwargs)
     exported = _in_train_mode(model, args, kwargs)
     signature = CallSignature(model, args, kwargs, exported)
     clean(exported.program.graph_module)
@@ -40,6 +42,25 @@ def _in_train_mode(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     finally:
         for module, training in flags:
             module.training = training
+
+
+def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    signature = inspect.signature(model.forward)
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(
+            f"example_inputs do not fit the forward of this {type(model).__name__}",
+            found=str(error),
+            where=f"forward{signature}",
+            fix="pass a tuple of arguments, a dict of keywords, or a pair of both: ((x,), {'mask': mask})",
+        ) from None
+    if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+        raise InputError(
+            f"example_inputs for this {type(model).__name__} hold no tensor",
+            where=f"forward{signature}",
+            fix="pass at least one tensor, with a batch and a length of 2 or more",
+        )
 
 
 def _inputs(model: nn.Module, given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

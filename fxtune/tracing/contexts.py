@@ -13,7 +13,7 @@ from torch.fx.node import has_side_effect
 def enter_autocast(device_type: str, dtype: torch.dtype | None, enabled: bool) -> Any:
     """Opens ``torch.autocast``; every node up to the matching ``leave`` runs under it."""
     context = torch.autocast(device_type, dtype, enabled)
-    context.__enter__()
+    context.__enter__()  # type: ignore[no-untyped-call]
     return context
 
 

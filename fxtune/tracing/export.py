@@ -23,7 +23,6 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from fxtune.errors import CaptureError
 
@@ -73,7 +72,7 @@ class Exported:
 
     @property
     def graph(self) -> Graph:
-        return self.program.graph
+        return self.program.graph_module.graph
 
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool = True) -> Exported:
@@ -86,7 +85,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, d
         CaptureError: naming the line of the model's code that could not be exported.
     """
     shapes = _dynamic_dims((args, kwargs)) if dynamic else None
-    with _quiet(), _restored(model), _observed() as observed:
+    with _quiet(), _restored(model), _observed(model) as observed:
         try:
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
@@ -96,7 +95,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, d
 
 def _dynamic_dims(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     """Dim.AUTO for each dimension of 2 or more. One of size 1 stays fixed: the exporter would fix it anyway."""
-    collection = torch.export.ShapesCollection()
+    collection = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     seen: set[int] = set()
     for leaf in pytree.tree_leaves(inputs):
         if isinstance(leaf, Tensor) and id(leaf) not in seen:
@@ -109,7 +108,7 @@ def _dynamic_dims(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
 
 def _read(model: nn.Module, program: torch.export.ExportedProgram, observed: Observed) -> Exported:
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
-    state = dict(model.named_parameters(remove_duplicate=False))
+    state: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     state.update(model.named_buffers(remove_duplicate=False))
     tensors: dict[Node, Tensor] = {}
     constants: dict[Node, str] = {}
@@ -137,8 +136,8 @@ def _read(model: nn.Module, program: torch.export.ExportedProgram, observed: Obs
 
 
 @contextlib.contextmanager
-def _observed() -> Iterator[Observed]:
-    """Records calls by global hooks, and reads of ``training`` by a property over the instance attribute."""
+def _observed(model: nn.Module) -> Iterator[Observed]:
+    """Records calls by hooks, and reads of ``training`` by a property over the instance attribute."""
     observed = Observed()
     running: list[int] = []
 
@@ -161,10 +160,10 @@ def _observed() -> Iterator[Observed]:
     def write(module: nn.Module, value: bool) -> None:
         module.__dict__["training"] = value
 
-    handles = [
-        register_module_forward_pre_hook(enter),
-        register_module_forward_hook(leave, with_kwargs=True, always_call=True),  # type: ignore[arg-type]
-    ]
+    handles = []
+    for module in model.modules():
+        handles.append(module.register_forward_pre_hook(enter))
+        handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
     nn.Module.training = property(read, write)  # type: ignore[assignment]
     try:
         yield observed

@@ -25,6 +25,8 @@ def clean(module: GraphModule) -> None:
     for node in reversed(module.graph.nodes):
         if node.target is torch.ops.aten.slice.Tensor and _takes_all(node):
             node.replace_all_uses_with(node.args[0])
+        elif node.target is torch.ops.aten.slice.Tensor and node.args[2:3] == (None,):
+            node.update_arg(2, 0)
         if not node.users and node.op not in ("placeholder", "output") and not acts(node.target):
             module.graph.erase_node(node)
 
@@ -43,8 +45,11 @@ def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:
 
 def _takes_all(node: Node) -> bool:
     """``x[:]`` along one dimension."""
-    start, end, step = (*node.args[2:], *(None, None, 1)[len(node.args) - 2 :])
-    return start in (None, 0) and end in (None, sys.maxsize) and step == 1
+    defaults: tuple[Any, ...] = (None, 0, None, None, 1)
+    _, _, start, end, step = (*node.args, *defaults[len(node.args) :])
+    return all(type(bound) in (int, type(None)) for bound in (start, end, step)) and (
+        start in (None, 0) and end in (None, sys.maxsize) and step == 1
+    )
 
 
 @cache
@@ -52,7 +57,7 @@ def acts(target: Any) -> bool:
     """Whether an operator does more than return a value: it writes to a tensor or draws random numbers."""
     if not isinstance(target, OpOverload):
         return False
-    if target.name().startswith(_ASSERTIONS):
+    if str(target._schema.name).startswith(_ASSERTIONS):
         return False
     return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
 

@@ -168,10 +168,15 @@ def _replace(tree: Tree, second: Tree, alignment: Alignment, block: Block) -> No
     inputs = _inputs(tree, alignment, ours, theirs)
     name = _name(ours, theirs)
     results = list(block.results)
-    training = _graph(tree, block.call, inputs, inputs, ours, [a for a, _ in results], {})
-    partners = [alignment.partner(node) or node for node in inputs]
     sizes = _sizes(ours, theirs)
-    evaluation = _graph(second, block.call, partners, inputs, theirs, [b for _, b in results], sizes)
+    while True:
+        partners = [alignment.partner(node) or node for node in inputs]
+        training = _graph(tree, block.call, inputs, inputs, ours, [a for a, _ in results], {})
+        evaluation = _graph(second, block.call, partners, inputs, theirs, [b for _, b in results], sizes)
+        missing = [*training.inputs[len(inputs) :], *evaluation.inputs[len(inputs) :]]
+        if not missing:
+            break
+        inputs = list(dict.fromkeys([*inputs, *(_size_in(tree, size) for size in missing)]))
     title = name.title().replace("_", "")
     module = ByMode(title, _region(training, title), _region(evaluation, title))
     flat = tree.exported.graph
@@ -238,6 +243,15 @@ def _graph(
     values = tuple(writer.value(node) for node in results)
     writer.finish(values[0] if len(values) == 1 else values)
     return writer
+
+
+def _size_in(tree: Tree, size: Node) -> Node:
+    """The first export's node for a size that a segment of either export reads."""
+    if size.graph is tree.exported.graph:
+        return size
+    candidates = (node for node in tree.exported.graph.nodes if is_size(node))
+    found: Node = next(node for node in candidates if str(node.meta["val"]) == str(size.meta["val"]))
+    return found
 
 
 def _region(writer: Writer, title: str) -> Region:

@@ -57,7 +57,7 @@ def unpack(packed: list[tuple[Any, ...]]) -> Graph:
     for op, name, target, args, kwargs, body in packed:
         if isinstance(target, Operator):
             target = getattr(getattr(getattr(torch.ops, target.namespace), target.name), target.overload)
-        node = graph.create_node(op, target, map_aggregate(args, put), map_aggregate(kwargs, put), name=name)  # type: ignore[arg-type]
+        node = graph.create_node(op, target, map_aggregate(args, put), map_aggregate(kwargs, put), name=name)
         if body is not None:
             node.meta["body"] = unpack(body)
         nodes.append(node)

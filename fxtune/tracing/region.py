@@ -14,7 +14,6 @@ from fxtune.tracing.packing import pack, unpack
 from fxtune.tracing.signature import CallSignature, SignatureCodeGen
 from fxtune.tracing.writer import Writer
 
-
 _OF_THE_GRAPH = {*GraphModule(nn.Module(), Graph()).__dict__} - {*nn.Module().__dict__, "meta"}
 """Attributes that a GraphModule derives from its graph."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch.fx import Node
 from torch.fx.graph import CodeGen
 
 from fxtune.errors import InputError
@@ -53,7 +54,7 @@ class Guard:
     def __init__(self, source: str) -> None:
         self.source = source
         self.text = re.sub(r"L\['(\w+)'\]", r"\1", source).replace(".size()[", ".shape[")
-        self.holds: Callable[[dict[str, Any]], bool] = eval(f"lambda L: {source}", {"math": math, "torch": torch})  # noqa: S307
+        self.holds: Callable[[dict[str, Any]], bool] = eval(f"lambda L: {source}", {"math": math, "torch": torch})
 
     def __reduce__(self) -> Any:
         return (Guard, (self.source,))
@@ -81,13 +82,14 @@ class CallSignature:
         self.bounds = _bounds(exported)
         order = {position: i for i, position in enumerate(exported.inputs)}
         marked_args, marked_kwargs = pytree.tree_unflatten([_Mark(i) for i in range(in_spec.num_leaves)], in_spec)
-        given, _ = pytree.tree_flatten(pytree.tree_unflatten([_Mark(i) for i in range(in_spec.num_leaves)], in_spec))
-        values = dict(zip((mark.position for mark in given), _leaves_like(args, kwargs, marked_kwargs), strict=True))
+        given = dict(enumerate(_leaves_like(args, kwargs, marked_kwargs)))
         self.template = {
-            name: self._slot(value, values, order, exported)
+            name: self._slot(value, given, order, exported)
             for name, value in self._arguments(tuple(marked_args), marked_kwargs).items()
         }
         arguments = self._arguments(args, kwargs)
+        tensors = [value for _, value in sorted(given.items()) if isinstance(value, Tensor)]
+        self.batched = _batched(tensors, list(exported.inputs.values()))
         self.guards = [guard for guard in _guards(exported) if _true(guard, self._scope(arguments))]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CallSignature:
@@ -135,6 +137,9 @@ class CallSignature:
                 return f"{place} is {size}, more than {high}"
             if low is not None and size < low:
                 return f"{place} is {size}, less than {low}"
+        batches = {flat[i].shape[0] for i in self.batched}
+        if len(batches) > 1:
+            return f"the inputs' batch sizes differ: {', '.join(str(flat[i].shape[0]) for i in self.batched)}"
         scope = self._scope(arguments)
         for guard in self.guards:
             if not guard.holds(scope):
@@ -198,7 +203,8 @@ class CallSignature:
                 return f"{place} is {_describe(value)}, captured as a {slot.kind}"
             keys = tuple(value) if isinstance(value, dict) else tuple(range(len(value)))
             if set(keys) != set(slot.keys):
-                return f"{place} has {_listed(keys)}, captured with {_listed(slot.keys)}"
+                what = "the keywords are" if place == self.keywords else f"{place} has"
+                return f"{what} {_listed(keys)}, captured with {_listed(slot.keys)}"
             for key, child in zip(slot.keys, slot.children):
                 reason = self._fill(child, value[key], f"{place}[{key!r}]", flat, sizes)
                 if reason is not None:
@@ -225,7 +231,7 @@ class SignatureCodeGen(CodeGen):
         write = options.get("repr_fn") or repr
         return f"return self.signature.result({write(output_args)})"
 
-    def process_inputs(self, *args: Any) -> Any:
+    def process_inputs(self, *args: Any) -> Any:  # type: ignore[override]
         return self.signature.bind(args, {})
 
     def process_outputs(self, outputs: Any) -> Any:
@@ -264,6 +270,15 @@ def _fill_tensor(
     return None
 
 
+def _batched(tensors: list[Tensor], nodes: list[Node]) -> list[int]:
+    """The inputs whose first dimension is the batch: dynamic, and equal in the example wherever it is dynamic. The
+    exporter itself lets two of them differ if no operator has to compare them."""
+    varying = [
+        i for i, node in enumerate(nodes) if tensors[i].dim() and not isinstance(_dims(node.meta["val"])[0], int)
+    ]
+    return varying if len({tensors[i].shape[0] for i in varying}) == 1 else []
+
+
 def _dims(value: Tensor) -> tuple[int | str | None, ...]:
     dims: list[int | str | None] = []
     for size in value.shape:
@@ -271,7 +286,7 @@ def _dims(value: Tensor) -> tuple[int | str | None, ...]:
             dims.append(size)
         else:
             expression = size.node.expr
-            dims.append(str(expression) if expression.is_Symbol else None)
+            dims.append(int(expression) if expression.is_Integer else str(expression) if expression.is_Symbol else None)
     return tuple(dims)
 
 

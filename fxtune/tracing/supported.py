@@ -37,7 +37,7 @@ def _refusal(model: nn.Module, where: str, state: str, fix: str | None) -> Unsup
 
 
 def _module_state(module: nn.Module) -> tuple[str, str] | None:
-    if isinstance(module, torch._dynamo.OptimizedModule):  # type: ignore[attr-defined]
+    if isinstance(module, torch._dynamo.OptimizedModule):
         return "compiled with torch.compile", "pass the model that was compiled, and compile the result"
     if module._compiled_call_impl is not None:
         return "compiled with module.compile()", "pass the model before it is compiled, and compile the result"

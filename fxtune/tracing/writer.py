@@ -38,7 +38,7 @@ class Writer:
     def __init__(self, tree: Tree, path: str, *, live: bool = True) -> None:
         self.tree, self.path, self.live = tree, path, live
         self.graph = new_graph()
-        self.env: dict[Node, Any] = {}
+        self.env: dict[Any, Node] = {}
         self.inputs: list[Node] = []
         self.constants: dict[str, Tensor] = {}
         self.extras: dict[str, torch.nn.Module] = {}
@@ -75,6 +75,8 @@ class Writer:
         """Notes that ``node`` stands for ``flat`` here."""
         self.env[flat] = node
         value = flat.meta.get("val")
+        if is_size(flat):
+            self._sizes[_expression(value)] = node
         if isinstance(value, Tensor):
             if node.op == "placeholder":
                 self.sized.append((flat, node))
@@ -170,7 +172,8 @@ class Writer:
         for flat, tensor in self.tree.exported.tensors.items():
             if flat not in self.tree.exported.constants and tensor.is_floating_point():
                 if dtype in (None, tensor.dtype) and self.tree.homes.below(self.path, tensor) is not None:
-                    return self.value(flat)
+                    self.value(flat)
+                    return self.env[flat]
         return None
 
     def _attribute(self, source: Node, name: str) -> Node:
@@ -204,9 +207,8 @@ class Writer:
             for dim, size in enumerate(source.meta["val"].shape):
                 if isinstance(size, torch.SymInt) and _expression(size) == expression:
                     return self._sym_size(node, dim, flat)
-        tensor, *dim = flat.args
-        if flat.target is torch.ops.aten.sym_size.int and tensor in self.env:
-            return self._sym_size(self.env[tensor], dim[0], flat)
+        if flat.target is torch.ops.aten.sym_size.int and flat.args[0] in self.env:
+            return self._sym_size(self.env[flat.all_input_nodes[0]], flat.args[1], flat)
         if isinstance(flat.target, OpOverload):
             return self.placeholder(flat, "size")
         args, kwargs = map_aggregate(flat.args, self._here), map_aggregate(flat.kwargs, self._here)

@@ -17,6 +17,7 @@ from fxtune.tuned.copying import copied_state, dump_state, load_state
 from fxtune.tuned.groups import parameter_groups
 from fxtune.tuned.guard import run
 from fxtune.tuned.hooks import refuse_dead_hooks
+from fxtune.tuned.observing import RUN_HOOKS
 from fxtune.tuned.ownership import apply_once, make_private, set_trainable
 from fxtune.tuned.report import Report
 from fxtune.tuned.tuning import Tuning
@@ -206,6 +207,8 @@ def _assemble(tuned: TunedModel, state: Tuning) -> None:
     tuned.training = state.twin.training
     for name in _ROOT_DICTS:
         tuned.__dict__[name] = state.first.__dict__[name]
+    for name in RUN_HOOKS:
+        tuned.__dict__[name] = state.twin.__dict__[name]
     tuned.__dict__["_fxtune"] = state
 
 

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from fxtune.tracing import Region, capture
+
+RUN_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+"""The dicts of a module's hooks that run when it is called; they are kept out of a capture."""
 
 HOOK_METHODS = (
     "register_forward_hook",
@@ -26,7 +37,9 @@ LOCKS = ("train", *HOOK_METHODS)
 def observed_capture(
     twin: nn.Module, example_inputs: Any = None, *, method: str = "forward"
 ) -> tuple[Region, frozenset[str]]:
-    """Capture one method of the twin, whatever context the caller is in.
+    """Capture one method of the twin.
+
+    Hooks don't run and are no part of the graph: the modules that the graph calls run them.
 
     Args:
         example_inputs: as for `fxtune.capture`.
@@ -35,21 +48,14 @@ def observed_capture(
     Returns:
         The graph, and the paths of the modules that were called, those included that the graph dissolves.
     """
-    with _clean_context(), _unlocked(twin), _as_forward(twin, method), _noting_calls(twin) as called:
+    with (
+        _unlocked(twin),
+        _without_hooks(twin),
+        _as_forward(twin, method),
+        _noting_calls(twin) as called,
+    ):
         graph = capture(twin, example_inputs)
     return graph, frozenset(called)
-
-
-@contextlib.contextmanager
-def _clean_context() -> Iterator[None]:
-    """Neither the caller's autocast nor its no_grad nor inference mode belongs in the graph."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        yield
 
 
 @contextlib.contextmanager
@@ -61,6 +67,18 @@ def _unlocked(twin: nn.Module) -> Iterator[None]:
     finally:
         for module, name, lock in taken:
             module.__dict__[name] = lock
+
+
+@contextlib.contextmanager
+def _without_hooks(twin: nn.Module) -> Iterator[None]:
+    hooks = [(module.__dict__, name, module.__dict__[name]) for module in twin.modules() for name in RUN_HOOKS]
+    for attributes, name, _ in hooks:
+        attributes[name] = OrderedDict()
+    try:
+        yield
+    finally:
+        for attributes, name, kept in hooks:
+            attributes[name] = kept
 
 
 @contextlib.contextmanager

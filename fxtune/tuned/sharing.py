@@ -11,20 +11,11 @@ from torch.fx import GraphModule
 from fxtune.errors import PlanError, UntunedCallError
 from fxtune.tracing import Region
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
 _GRAPH_ATTRIBUTES = {*nn.Module().__dict__, "training", "meta", "signature", "train"}
 
 
 def take_over(new: Region, first: nn.Module) -> None:
-    """Let the graph `new` use the tuners and hooks of `first`, and its Regions where the code is identical."""
+    """Let the graph `new` use the tuners of `first`, and its Regions where the code is identical."""
     for name, child in new._modules.items():
         there = first._modules.get(name)
         if child is not None and there is not None:
@@ -38,11 +29,7 @@ def _merged(new: nn.Module, first: nn.Module, name: str) -> nn.Module:
         there = first._modules.get(key)
         if child is not None and there is not None:
             new._modules[key] = _merged(child, there, key)
-    if _same(new, first):
-        return first
-    for hooks in _HOOKS:
-        new.__dict__[hooks] = first.__dict__[hooks]
-    return new
+    return first if _same(new, first) else new
 
 
 def _same(new: nn.Module, first: nn.Module) -> bool:

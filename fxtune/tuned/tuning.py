@@ -14,6 +14,7 @@ from torch import nn
 from fxtune.errors import InputError
 from fxtune.tracing import Region
 from fxtune.tuned.checkpointing import checkpoint_blocks, keep_activations
+from fxtune.tuned.hooks import share_hooks
 from fxtune.tuned.modes import batch_norms, follow, freeze, moving_buffers
 from fxtune.tuned.observing import observed_capture
 from fxtune.tuned.ownership import make_private
@@ -95,8 +96,9 @@ class Tuning:
         self.dress(graph)
 
     def dress(self, graph: Region) -> None:
-        """Put on the Regions' own classes what copies and pickles of them don't carry."""
+        """Put on the Regions what copies and pickles of them don't carry."""
         index_like(graph, self.twin)
+        share_hooks(graph, self.twin)
         if self.checkpointing is not None:
             checkpoint_blocks([graph], self.blocks, self.checkpointing)
 

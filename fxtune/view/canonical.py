@@ -75,7 +75,7 @@ class View:
         return self.values[value].shape[axis] if axis is not None else None
 
     def tokens(self, value: int) -> str:
-        """Product of all sizes but the channels', as text: how many tokens, or positions of how many maps, a value has."""
+        """Product of all sizes but the channels', as text: the number of tokens, or of positions in all maps."""
         axis = self.axes.get(value)
         return str(math.prod(size for i, size in enumerate(self.values[value].shape) if i != axis))
 
