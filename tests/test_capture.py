@@ -71,7 +71,7 @@ def test_spelling_equals_eager(spelling: str) -> None:
     captured = capture(model, ((torch.randn(2, 6, 8),), {}))
     checks.assert_state_kept(captured, model)
     lengths = (6, 6) if spelling == "recurrent" else (6, 5)  # the exporter unrolls an LSTM
-    for shape in zip((3, 1), lengths, (8, 8)):
+    for shape in zip((3, 1), lengths, (8, 8), strict=True):
         checks.assert_equal_to_eager(captured, model, (torch.randn(shape),), {})
 
 

@@ -1,7 +1,7 @@
 """Model cards: what is known about a backbone family beyond its dataflow, as data (``models/*.yaml``).
 
-A card says how a family is recognised, which example inputs its members take, and where their head is. A member that no card of
-its own knows falls back to its library's card; a model that no card knows gives ``None`` here.
+A card says how a family is recognised, which example inputs its members take, and where their head is. A member that no
+card of its own knows falls back to its library's card; a model that no card knows gives ``None`` here.
 """
 
 from fxtune.cards.card import Card, Small

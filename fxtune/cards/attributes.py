@@ -31,7 +31,7 @@ def fill(model: object, path: str) -> str | None:
 
 
 def holds(model: object, expected: Mapping[str, object]) -> bool:
-    """Whether every path holds what is expected there: a text is a glob over the text of the value, which must not be None."""
+    """Whether every path holds what is expected there: a text is a glob over the text of a value that is not None."""
     for path, wanted in expected.items():
         value = read(model, path)
         fits = value is not None and fnmatchcase(str(value), wanted) if isinstance(wanted, str) else value == wanted

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Path = Annotated[str, StringConstraints(pattern=r"^[\w{}]+(\.[\w{}]+)*$")]
-"""A dotted attribute path from the model, ``config.image_size.0``; ``{path}`` in it stands for the text at that path."""
+"""A dotted attribute path from the model, ``config.image_size.0``; ``{path}`` in it is the text at that path."""
 
 Scalar = bool | int | float | str
 
@@ -42,7 +42,7 @@ class Input(_Part):
     name: Path = Field(description="keyword; a dotted one lies in a dict (`added.text_embeds`)")
     positional: bool = Field(default=False, description="whether it is passed by position, in the order of the card")
     values: Literal["normal", "integers", "mask"] = Field(
-        description="normal: floating point in the model's dtype; integers: 0 to below - 1; mask: ones, with the last row's end padded"
+        description="normal: floating point in the model's dtype; integers: 0 to below - 1; mask: ones, one padded"
     )
     shape: list[str | int] = Field(min_length=1, description="names of sizes, or numbers")
     below: str | int | None = Field(default=None, description="for integers: a size's name, or a number")

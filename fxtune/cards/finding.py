@@ -24,7 +24,7 @@ def shipped() -> tuple[Card, ...]:
 
 
 def find(model: nn.Module) -> Card | None:
-    """The card of `model`: the one that names the class nearest to the model's own, else its library's; None if no card fits.
+    """The card that names the class nearest to the model's own, else its library's card; None if no card fits.
 
     Raises:
         SourceError: two cards fit equally well.

@@ -11,7 +11,7 @@ from fxtune.cards.finding import find
 
 
 def head(model: nn.Module) -> str | None:
-    """Module path of the head: the module whose weights are the task's own. None where the card names none (see `headless`)."""
+    """Module path of the head, whose weights are the task's own; None where the card names none (see `headless`)."""
     card = find(model)
     return _first_with_weights(model, card.head or []) if card else None
 
@@ -29,7 +29,7 @@ def headless(model: nn.Module) -> bool:
 
 
 def logits(model: nn.Module) -> str | None:
-    """Module path of the layer in the head that is as wide as the number of classes; it is the head itself where that is one layer."""
+    """Module path of the layer as wide as the number of classes: the head itself, or the last of its layers."""
     card = find(model)
     return _first_with_weights(model, [*card.logits, *(card.head or [])]) if card else None
 

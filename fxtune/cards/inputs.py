@@ -19,8 +19,8 @@ from fxtune.errors import InputError
 def example_inputs(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments for a forward of `model`, on its device and in its floating dtype.
 
-    Batch and text length are unequal and at least 2, so that neither is taken for a constant. The values are drawn from a
-    generator of their own and are the same on every call.
+    Batch and text length are unequal and at least 2, so that neither is taken for a constant. The values are drawn
+    from a generator of their own and are the same on every call.
 
     Raises:
         InputError: no card knows the model, or its configuration lacks a size that the card needs.
@@ -62,9 +62,10 @@ class _Sizes:
         values = (read(self._model, path) for path in size.read)
         found = next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0), size.default)
         if found is None:
+            model = f"{class_name(type(self._model))} (model card {self._card.card!r})"
             raise InputError(
                 f"No example inputs are known for this model: it does not tell its {name!r}",
-                found=f"no number at {', '.join(size.read)} of {class_name(type(self._model))} (model card {self._card.card!r})",
+                found=f"no number at {', '.join(size.read)} of {model}",
                 fix=f"pass {_example_call(self._model)}",
             )
         return found - sum(times * self[other] for other, times in size.minus.items())

@@ -13,8 +13,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fxtune.patterns import Library
-from fxtune.patterns.syntax import Anything, Attribute, Body, Call, Condition, Expr, Line, Name, Pattern, Term
+from fxtune.patterns import (
+    Anything,
+    Attribute,
+    Body,
+    Call,
+    Condition,
+    Expr,
+    Library,
+    Line,
+    Name,
+    Pattern,
+    Term,
+)
 from fxtune.view import Use, View
 from fxtune.vocabulary import COMMUTATIVE
 

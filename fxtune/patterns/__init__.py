@@ -2,5 +2,23 @@
 
 from fxtune.patterns.library import Definitions, Library, load_patterns, read_definitions
 from fxtune.patterns.spec import OpSets, PatternSpec
+from fxtune.patterns.syntax import Anything, Attribute, Body, Call, Condition, Expr, Line, Name, Pattern, Term
 
-__all__ = ["Definitions", "Library", "OpSets", "PatternSpec", "load_patterns", "read_definitions"]
+__all__ = [
+    "Anything",
+    "Attribute",
+    "Body",
+    "Call",
+    "Condition",
+    "Definitions",
+    "Expr",
+    "Library",
+    "Line",
+    "Name",
+    "OpSets",
+    "Pattern",
+    "PatternSpec",
+    "Term",
+    "load_patterns",
+    "read_definitions",
+]

@@ -102,7 +102,7 @@ class Alignment:
                 else:
                     blocks.append(Block(a, [], b.items[b0:b1], False))
                 continue
-            for (at, x), y in zip(ours[a0:a1], b.items[b0:b1]):
+            for (at, x), y in zip(ours[a0:a1], b.items[b0:b1], strict=True):
                 pass_through(at)
                 done = at + 1
                 blocks.append(Block(a, [x], [y], True))
@@ -127,7 +127,7 @@ class Alignment:
         for blocks in self.blocks.values():
             for block in blocks:
                 if block.paired:
-                    for x, y in zip(block.a, block.b):
+                    for x, y in zip(block.a, block.b, strict=False):  # a leaf that is passed through has no partner
                         self._pair_values(block, x, y)
                 else:
                     ours, theirs = block.nodes()
@@ -140,8 +140,8 @@ class Alignment:
             self._image[x] = y
             self._pairs.append((block, x, y))
         elif isinstance(x, Call) and isinstance(y, Call) and x.folded:
-            self._image.update(zip(x.outputs, y.outputs))
-            for a, b in zip(x.inputs, y.inputs):
+            self._image.update(zip(x.outputs, y.outputs, strict=False))
+            for a, b in zip(x.inputs, y.inputs, strict=False):
                 self._leaf_inputs.append((block, a, b))
 
     def _note_dtypes(self) -> None:
@@ -278,7 +278,7 @@ def arguments(node: Node) -> dict[str, Any]:
         return {**{str(i): arg for i, arg in enumerate(node.args)}, **node.kwargs}
     schema = node.target._schema.arguments
     named = {spec.name: spec.default_value for spec in schema if spec.has_default_value()}
-    named.update(zip((spec.name for spec in schema), node.args))
+    named.update(zip((spec.name for spec in schema), node.args, strict=False))
     named.update(node.kwargs)
     return named
 
@@ -286,7 +286,7 @@ def arguments(node: Node) -> dict[str, Any]:
 def differences(a: Node, b: Node) -> Iterator[tuple[tuple[Any, ...], Any, Any]]:
     """(place, ours, theirs) wherever arguments are not literally the same; nodes always count as different."""
     if len(a.args) == len(b.args) and a.kwargs.keys() == b.kwargs.keys():
-        for i, (x, y) in enumerate(zip(a.args, b.args)):
+        for i, (x, y) in enumerate(zip(a.args, b.args, strict=True)):
             yield from _unequal(x, y, (i,))
         for name, x in a.kwargs.items():
             yield from _unequal(x, b.kwargs[name], (name,))
@@ -300,11 +300,10 @@ def _unequal(a: Any, b: Any, place: tuple[Any, ...]) -> Iterator[tuple[tuple[Any
     if isinstance(a, Node) or isinstance(b, Node):
         yield place, a, b
     elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
-        for i, (x, y) in enumerate(zip(a, b)):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
             yield from _unequal(x, y, (*place, i))
-    elif type(a) is not type(b) or (a != b and not (a != a and b != b)):
-        if not isinstance(a, torch.device):
-            yield place, a, b
+    elif not isinstance(a, torch.device) and (type(a) is not type(b) or (a != b and not (a != a and b != b))):
+        yield place, a, b
 
 
 def _same_size(a: Any, b: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -119,8 +120,8 @@ class Tree:
             if common is None:
                 common = contexts
             else:
-                same = next((i for i, (a, b) in enumerate(zip(common, contexts)) if a != b), None)
-                common = common[: min(len(common), len(contexts)) if same is None else same]
+                same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(common, contexts, strict=False))
+                common = tuple(context for context, _ in same)
         return common or ()
 
     def _grow(self) -> nn.Module | None:
@@ -145,7 +146,7 @@ class Tree:
                 for call in before:
                     if call not in chain:
                         closed.add(id(call))
-                for parent, call in zip(chain, chain[1:]):
+                for parent, call in itertools.pairwise(chain):
                     if not call.items and (not parent.items or parent.items[-1] is not call):
                         call.first = at
                         parent.items.append(call)

@@ -8,10 +8,11 @@ from typing import Any
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from fxtune import cards
 from fxtune.errors import InputError
 from fxtune.tracing.build import build
 from fxtune.tracing.calls import Tree
-from fxtune.tracing.export import export
+from fxtune.tracing.export import Exported, export
 from fxtune.tracing.flat import clean
 from fxtune.tracing.modes import settle_modes
 from fxtune.tracing.region import Region, assemble
@@ -20,10 +21,32 @@ from fxtune.tracing.supported import check_supported
 
 
 def capture(model: nn.Module, example_inputs: Any = None) -> Region:
+    """Captures a model as nested fx graphs over its own leaf modules.
+
+    The result computes bit for bit what the model does, in training and in evaluation mode, and is called like it. It
+    is live: it holds the model's own parameters, buffers and leaf modules, so that moving, casting or loading the one
+    does the same to the other, and ``train()`` of the result sets the flags of the shared leaves. Copy the result
+    (``copy.deepcopy``) to have it stand alone.
+
+    Args:
+        model: any module that torch.export can follow. It comes out as it went in.
+        example_inputs: a tuple of arguments, a dict of keywords, or a pair of both; by default those of the model's
+            card. Dimensions of 2 or more may vary afterwards as far as the model's code lets them; a dimension of 1,
+            a flag, and the set of optional inputs stay fixed.
+
+    Returns:
+        The root region. Regions lie at the paths of the modules that they stand for, state_dict keys and their order
+        are the model's. Its ``signature`` tells whether a call fits.
+
+    Raises:
+        CaptureError: torch.export cannot follow the model; names the line of the model's code.
+        InputError: no example inputs are known, or they do not fit the model's forward.
+        UnsupportedModelError: the model is compiled, wrapped, sharded, quantised or holds another library's adapters.
+    """
     check_supported(model)
     args, kwargs = _inputs(model, example_inputs)
     _check_inputs(model, args, kwargs)
-    exported = _in_train_mode(model, args, kwargs)
+    exported = _export_in_training(model, args, kwargs)
     signature = CallSignature(model, args, kwargs, exported)
     clean(exported.program.graph_module)
     tree = settle_modes(Tree(exported, model), args, kwargs)
@@ -33,7 +56,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Region:
     return root
 
 
-def _in_train_mode(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _export_in_training(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exported:
     flags = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in flags:
@@ -66,9 +89,7 @@ def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 def _inputs(model: nn.Module, given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Example inputs in the form (arguments, keywords)."""
     if given is None:
-        from fxtune.cards import example_inputs
-
-        return example_inputs(model)
+        return cards.example_inputs(model)
     if isinstance(given, Tensor):
         return (given,), {}
     if isinstance(given, dict):

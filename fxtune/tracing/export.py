@@ -9,15 +9,15 @@ import contextlib
 import io
 import linecache
 import logging
-import os
-import sys
-import types
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import sympy  # type: ignore[import-untyped]
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
@@ -72,7 +72,8 @@ class Exported:
 
     @property
     def graph(self) -> Graph:
-        return self.program.graph_module.graph
+        graph: Graph = self.program.graph_module.graph
+        return graph
 
 
 def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool = True) -> Exported:
@@ -209,7 +210,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _capture_error(model: nn.Module, error: BaseException) -> CaptureError:
-    """Points at the innermost line outside torch, preferring code that the model's own modules come from."""
     where = _line_of_model(error)
     reason = str(error).strip().splitlines()
     return CaptureError(
@@ -221,21 +221,27 @@ def _capture_error(model: nn.Module, error: BaseException) -> CaptureError:
 
 
 def _line_of_model(error: BaseException) -> str | None:
-    inside_torch = os.path.dirname(torch.__file__) + os.sep
-    own = os.path.dirname(__file__) + os.sep
+    """The innermost line that ran outside torch, this package and the standard library."""
     best: str | None = None
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
         seen.add(id(link))
-        frame: types.TracebackType | None = link.__traceback__
-        while frame is not None:
-            code, line = frame.tb_frame.f_code, frame.tb_lineno
-            if not code.co_filename.startswith((inside_torch, own, "<", sys.prefix + "/lib/python")) or (
-                "site-packages" in code.co_filename and not code.co_filename.startswith(inside_torch)
-            ):
+        for frame, line in traceback.walk_tb(link.__traceback__):
+            code = frame.f_code
+            if _is_of_model(code.co_filename):
                 text = linecache.getline(code.co_filename, line).strip()
                 best = f"{code.co_filename}:{line} in {code.co_name}: {text}"
-            frame = frame.tb_next
         link = link.__cause__ or link.__context__
     return best
+
+
+def _is_of_model(filename: str) -> bool:
+    path = Path(filename)
+    if path.is_relative_to(_LIBRARY) and "site-packages" not in path.parts:
+        return False
+    return not filename.startswith("<") and not any(path.is_relative_to(root) for root in _NOT_MODELS)
+
+
+_LIBRARY = Path(linecache.__file__).parent
+_NOT_MODELS = (Path(torch.__file__).parent, Path(sympy.__file__).parent, Path(__file__).parent)

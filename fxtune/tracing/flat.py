@@ -45,11 +45,8 @@ def is_tensor(value: Any) -> TypeGuard[torch.Tensor]:
 
 def _takes_all(node: Node) -> bool:
     """``x[:]`` along one dimension."""
-    defaults: tuple[Any, ...] = (None, 0, None, None, 1)
-    _, _, start, end, step = (*node.args, *defaults[len(node.args) :])
-    return all(type(bound) in (int, type(None)) for bound in (start, end, step)) and (
-        start in (None, 0) and end in (None, sys.maxsize) and step == 1
-    )
+    bounds = [*node.args[2:], None, None, 1][:3] if len(node.args) < 5 else [*node.args[2:]]
+    return bounds[0] in (None, 0) and bounds[1] in (None, sys.maxsize) and bounds[2] in (None, 1)
 
 
 @cache

@@ -188,7 +188,7 @@ def _replace(tree: Tree, second: Tree, alignment: Alignment, block: Block) -> No
         if len(vals) > 1:
             outs = [flat.call_function(operator.getitem, (node, i)) for i in range(len(vals))]
     node.meta = {**stack, "val": vals[0] if len(vals) == 1 else vals, "module": module, "body": training.graph}
-    for ((value, _), readers), out, val in zip(block.results.items(), outs, vals):
+    for ((value, _), readers), out, val in zip(block.results.items(), outs, vals, strict=False):
         out.meta = {**out.meta, **stack, "val": val}
         if value in ours:
             value.replace_all_uses_with(out, delete_user_cb=lambda user: user not in ours)
@@ -233,7 +233,7 @@ def _graph(
         sizes: arguments of nodes in which sizes that this side fixed are symbolic.
     """
     writer = Writer(tree, call.path)
-    for node, first in zip(inputs, same):
+    for node, first in zip(inputs, same, strict=True):
         placeholder = writer.placeholder(node, re.sub(r"_\d+$", "", first.name))
         if first is not node:
             writer.env[first] = placeholder
@@ -262,7 +262,7 @@ def _sizes(ours: list[Node], theirs: list[Node]) -> dict[Node, tuple[Any, Any]]:
     """For each of their steps that is one of ours with fixed sizes: its arguments with our symbolic ones."""
     found: dict[Node, tuple[Any, Any]] = {}
     same = [node for node in ours if node.target in {other.target for other in theirs}]
-    for a, b in zip(same, theirs):
+    for a, b in zip(same, theirs, strict=False):
         if a.target is b.target and len(a.args) == len(b.args):
             found[b] = (_symbolic(a.args, b.args), {k: _symbolic(a.kwargs.get(k), v) for k, v in b.kwargs.items()})
     return found
@@ -272,7 +272,7 @@ def _symbolic(a: Any, b: Any) -> Any:
     if isinstance(b, int) and isinstance(a, Node) and is_size(a):
         return a
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
-        return type(b)(_symbolic(x, y) for x, y in zip(a, b))
+        return type(b)(_symbolic(x, y) for x, y in zip(a, b, strict=True))
     return b
 
 

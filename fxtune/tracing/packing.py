@@ -1,4 +1,7 @@
-"""Graphs as plain lists, for pickles. (A pickled ``GraphModule`` is traced anew on loading, which fails on nested ones.)"""
+"""Graphs as plain lists, for pickles.
+
+A pickled ``GraphModule`` of torch's own is traced anew on loading, which fails on nested ones.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class Operator:
 
 
 def pack(graph: Graph) -> list[tuple[Any, ...]]:
-    """(op, name, target, args, kwargs, packed body or None) for each node. Example values (``meta["val"]``) stay behind."""
+    """(op, name, target, args, kwargs, packed body or None) for each node. Values (``meta["val"]``) stay behind."""
     index = {node: Reference(i) for i, node in enumerate(graph.nodes)}
 
     def pick(value: Any) -> Any:

@@ -64,7 +64,7 @@ class Guard:
 
 
 class CallSignature:
-    """Binds calls of the original ``forward`` to the graph's flat tensors, and its flat results to the original's type."""
+    """Binds calls of the original ``forward`` to the graph's flat tensors, and its results to the original's type."""
 
     def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], exported: Exported) -> None:
         parameters = inspect.signature(model.forward).parameters.values()
@@ -152,7 +152,7 @@ class CallSignature:
         count = len(self.positional)
         if len(args) > count and self.rest is None:
             return f"{len(args)} positional arguments, where {self.model}.forward takes {count}"
-        for name, value in zip(self.positional, args):
+        for name, value in zip(self.positional, args, strict=False):
             bound[name] = value
         more: dict[str, Any] = {}
         for name, value in kwargs.items():
@@ -205,7 +205,7 @@ class CallSignature:
             if set(keys) != set(slot.keys):
                 what = "the keywords are" if place == self.keywords else f"{place} has"
                 return f"{what} {_listed(keys)}, captured with {_listed(slot.keys)}"
-            for key, child in zip(slot.keys, slot.children):
+            for key, child in zip(slot.keys, slot.children, strict=True):
                 reason = self._fill(child, value[key], f"{place}[{key!r}]", flat, sizes)
                 if reason is not None:
                     return reason

@@ -158,7 +158,8 @@ class Writer:
             return arg
         dtype = arg if kind == "dtype" else None
         fitting = [node for node in self._typed if dtype is None or node.meta["val"].dtype == dtype]
-        source = fitting[-1] if fitting else self._any_weight(dtype)
+        made = [node for node in fitting if node.op != "placeholder"]
+        source = made[-1] if made else fitting[0] if fitting else self._any_weight(dtype)
         if source is None:
             return arg
         found = self._attribute(source, "dtype")
@@ -170,10 +171,10 @@ class Writer:
     def _any_weight(self, dtype: torch.dtype | None) -> Node | None:
         """Some floating weight of the module or below it."""
         for flat, tensor in self.tree.exported.tensors.items():
-            if flat not in self.tree.exported.constants and tensor.is_floating_point():
-                if dtype in (None, tensor.dtype) and self.tree.homes.below(self.path, tensor) is not None:
-                    self.value(flat)
-                    return self.env[flat]
+            fits = flat not in self.tree.exported.constants and tensor.is_floating_point()
+            if fits and dtype in (None, tensor.dtype) and self.tree.homes.below(self.path, tensor) is not None:
+                self.value(flat)
+                return self.env[flat]
         return None
 
     def _attribute(self, source: Node, name: str) -> Node:
