@@ -12,8 +12,8 @@ from typing import Any
 def seconds(work: Callable[[], Any]) -> float:
     """How long one call takes.
 
-    Garbage of earlier calls is collected before it, and what is alive then (the libraries' million objects) is set aside:
-    a collection that happens to fall into a call would walk it all.
+    Garbage of earlier calls is collected before it, and what is alive then (the libraries' million objects) is set
+    aside: a collection that happens to fall into a call would walk it all.
     """
     gc.collect()
     gc.freeze()

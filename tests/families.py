@@ -113,8 +113,8 @@ FAMILIES = {
 def build(name: str, seed: int = 0) -> nn.Module:
     """The model of a family in eval mode, with reproducible weights and statistics.
 
-    The head is drawn at the size of a trained one: with a fresh head (standard deviation 0.02) no feature could move the
-    loss while it is frozen.
+    The head is drawn at the size of a trained one: with a fresh head (standard deviation 0.02) no feature could move
+    the loss while it is frozen.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

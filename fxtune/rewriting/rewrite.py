@@ -50,7 +50,7 @@ class _Region:
 
     def __init__(self, module: fx.GraphModule) -> None:
         self.module, self.graph = module, module.graph
-        self.original = {node.name: node for node in self.graph.nodes}
+        self.original: dict[str, fx.Node] = {node.name: node for node in self.graph.nodes}
         self.current: dict[fx.Node, fx.Node] = {}
         self.copies: dict[fx.Node, fx.Node] = {}
 
