@@ -270,3 +270,14 @@ def test_capture_in_evaluation_mode_stays_in_it() -> None:
     captured = capture(model, (torch.randn(2, 6, 8),))
     assert not any(module.training for module in captured.modules())
     assert not any(module.training for module in model.modules())
+
+
+def test_a_tensor_passed_twice_is_two_inputs() -> None:
+    class Difference(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            return 2 * x - y
+
+    same = torch.randn(2, 4)
+    graph = capture(Difference(), (same, same))
+    x, y = torch.randn(3, 5), torch.randn(3, 5)
+    assert torch.equal(graph(x, y), 2 * x - y)

@@ -44,7 +44,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Region:
         UnsupportedModelError: the model is compiled, wrapped, sharded, quantised or holds another library's adapters.
     """
     check_supported(model)
-    args, kwargs = _inputs(model, example_inputs)
+    args, kwargs = _distinct(*_inputs(model, example_inputs))
     _check_inputs(model, args, kwargs)
     exported = _export_in_training(model, args, kwargs)
     signature = CallSignature(model, args, kwargs, exported)
@@ -65,6 +65,22 @@ def _export_in_training(model: nn.Module, args: tuple[Any, ...], kwargs: dict[st
     finally:
         for module, training in flags:
             module.training = training
+
+
+def _distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A tensor that is passed twice (ids that are labels, too) as two: the graph would read one of them for both."""
+    seen: set[int] = set()
+
+    def apart(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) in seen:
+            return value.detach().clone().requires_grad_(value.requires_grad)
+        seen.add(id(value))
+        return value
+
+    found: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(apart, (args, kwargs))
+    return found
 
 
 def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -92,10 +92,8 @@ class _Reader:
         """The parameter or buffer that a get_attr node names; one value a name."""
         name = join(path, target)
         if name not in self.named:
-            prefix, _, last = target.rpartition(".")
-            holder = owner.get_submodule(prefix)
-            kind = "param" if last in holder._parameters else "buffer"
-            self.named[name] = self.new(kind, name, (), {}, val, join(path, prefix))
+            prefix = target.rpartition(".")[0]
+            self.named[name] = self.new(_kind(owner, target), name, (), {}, val, join(path, prefix))
         return self.named[name]
 
     def read(self, module: fx.GraphModule, path: str, inputs: list[Any]) -> Any:
@@ -151,6 +149,15 @@ class _Reader:
                 kwargs = fx.node.map_arg(node.kwargs, env.__getitem__)
                 env[node] = self.new(base_name(node.target), node.target, args, kwargs, val, path, leaf=True)
         return None
+
+
+def _kind(owner: torch.nn.Module, target: str) -> str:
+    """What a name stands for; a constant that capture lifted out of a leaf is no attribute of the leaf itself."""
+    prefix, _, last = target.rpartition(".")
+    try:
+        return "param" if last in owner.get_submodule(prefix)._parameters else "buffer"
+    except AttributeError:
+        return "buffer"
 
 
 def read_values(module: fx.GraphModule) -> tuple[list[Value], list[Value]]:
