@@ -255,7 +255,7 @@ def test_the_schema_describes_every_key():
     schema = rules.schema()
     assert json.loads(json.dumps(schema)) == schema
     models = {"RuleFile": schema, **schema["$defs"]}
-    assert set(models) == {"RuleFile", "Rule", "Where"}
+    assert set(models) == {"RuleFile", "Rule", "Where", "PatternSpec"}
     for model in models.values():
         assert model["additionalProperties"] is False
         assert all(text.get("description") for text in model["properties"].values())
