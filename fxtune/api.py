@@ -126,6 +126,7 @@ def inspect(
         {kind: draft.sites.of(kind) for kind in kinds},
         {kind: misses for kind in kinds if (misses := draft.sites.near_misses(kind))},
         report,
+        draft.patch if rules is not None else None,
     )
 
 

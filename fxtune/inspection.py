@@ -26,12 +26,14 @@ class Inspection:
         sites: sites by kind.
         near_misses: by kind, the nearest first.
         report: what the rules would do; None without rules.
+        patch: the changes that they would make to the graphs, a line each when printed; None without rules.
     """
 
     model: str
     sites: dict[str, list[Site]]
     near_misses: dict[str, list[NearMiss]]
     report: Report | None = None
+    patch: Patch | None = None
 
     def rows(self) -> list[tuple[str, ...]]:
         """A row for each run of sites that are alike: kind, variant, number, blocks, width, heads, layout, where."""

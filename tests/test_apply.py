@@ -1,5 +1,6 @@
 """`apply` from end to end: weights, identity at the start, training, and Eq. 7 against hooks on the modules."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,8 +15,14 @@ import fxtune
 from effort import examples
 from families import FAMILIES, build
 from fxtune import rules
+from fxtune.matching import Sites
+from fxtune.patterns import load_patterns
+from fxtune.planning import plan
 from fxtune.resources import rules_dir
+from fxtune.rewriting import rewrite
 from fxtune.source import load
+from fxtune.tuners import resolve
+from fxtune.view import view
 
 
 def trainable(model: nn.Module) -> int:
@@ -358,6 +365,28 @@ def test_a_failure_leaves_the_model_as_it_was() -> None:
     assert [p.requires_grad for p in model.parameters()] == flags
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_patch_can_be_read_before_it_is_made() -> None:
+    model = build("vit")
+    inspection = fxtune.inspect(model, "tri_res", dim=3)
+    assert str(inspection.patch).splitlines()[0] == "blocks.0: ls1 += res_adapter(dim=3, scale=channel)(norm1)"
+    assert len(str(inspection.patch).splitlines()) == 6
+    assert not any("tuners" in name for name in model.state_dict())
+
+
+def test_a_tuner_that_cannot_be_built_leaves_the_graphs_as_they_were() -> None:
+    graph = fxtune.capture(build("vit"))
+    code, keys = graph.code, list(graph.state_dict())
+    insertion = {"rules": [{"at": "ffn", "insert": "res_adapter"}, {"at": "block", "insert": "res_prefix"}]}
+    sites = Sites(view(graph), load_patterns())
+    patch = plan(graph, sites, resolve(rules.load(insertion)))
+    broken = replace(patch.insertions[-1], place=fxtune.Placement(width=32, heads=5, kind="block"))
+    halves = replace(patch, rules=(patch.rules[0], replace(patch.rules[1], insertions=(broken,))))
+    with pytest.raises(fxtune.RuleError, match="heads"):
+        rewrite(graph, halves)
+    assert (graph.code, list(graph.state_dict())) == (code, keys)
+    assert "tuners" not in graph.get_submodule("blocks.0").code
 
 
 def test_every_shipped_rule_file_applies_or_says_why_not() -> None:
