@@ -94,6 +94,10 @@ class Region(GraphModule):
         """Makes ``forward`` anew from the graph (the empty graph of ``GraphModule.__init__`` needs none)."""
         return super().recompile() if len(self._graph.nodes) else None
 
+    def _recompile_submodules(self) -> list[Any]:
+        """A region's code does not hold its children's: `recompile` need not go down the whole tree at each level."""
+        return []
+
 
 def _unpickle(base: type[Region], title: str, packed: list[tuple[Any, ...]], state: dict[str, Any]) -> Region:
     region = base.restore(title, unpack(packed), state)
