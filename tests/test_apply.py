@@ -259,6 +259,36 @@ def test_a_rule_over_an_in_place_operation(name: str) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
+class Shared(nn.Module):
+    """A unit whose output is a view of a value that is overwritten through it, and read elsewhere afterwards."""
+
+    def __init__(self, copies: bool) -> None:
+        super().__init__()
+        self.linear, self.copies = nn.Linear(6, 6), copies
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = torch.tanh(self.linear(x))
+        part = h[..., :3]
+        if self.copies:
+            part = part.clone()
+        return part.mul_(2.0).sum(-1, keepdim=True) * h
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_an_output_that_shares_overwritten_memory_is_refused(copies: bool) -> None:
+    part = {"in": "x", "out": "y", "dataflow": "y = part(tanh(linear(x)))"}
+    whole = {"in": "x", "out": "y", "dataflow": "y = tanh(linear(x))"}
+    x = torch.randn(2, 5, 6)
+    model = Shared(copies).requires_grad_(False)
+    for pattern, refused in ((part, not copies), (whole, False)):
+        rules = {"patterns": {"unit": pattern}, "rules": [{"at": "unit", "insert": "res_adapter", "reads": "output"}]}
+        if refused:
+            with pytest.raises(fxtune.PlanError, match="shares memory"):
+                fxtune.apply(model, rules, example_inputs=(x,))
+        else:
+            assert torch.equal(fxtune.apply(model, rules, example_inputs=(x,))(x), model(x))
+
+
 # ---- Must show 6: a user's own pattern and tuner -------------------------------------------------------------------
 
 MIXER = """

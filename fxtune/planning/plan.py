@@ -80,6 +80,7 @@ class _Planner:
 
     def _insertion(self, rule: Rule, site: Site, number: int) -> Insertion:
         port = self._read(rule, site)
+        self._check_memory(rule, site)
         source, output = self.places.meeting(site, port)
         return Insertion(
             region=output.region,
@@ -94,6 +95,16 @@ class _Planner:
             site=site,
             rule=number,
         )
+
+    def _check_memory(self, rule: Rule, site: Site) -> None:
+        reader = self.overwritten.reader_elsewhere(site.output.value)
+        if reader is not None:
+            raise PlanError(
+                f"{rule.tuner} cannot be added to the {site.kind} at `{site.path}`",
+                found="its output shares memory with another value, is overwritten later, and the other value is then "
+                f"read at {reader.place()}",
+                fix="choose other sites (`where:`), or let the model's code copy the value before it overwrites it",
+            )
 
     @staticmethod
     def _read(rule: Rule, site: Site) -> Port:

@@ -14,21 +14,43 @@ class Overwritten:
     """
 
     def __init__(self, view: View) -> None:
+        self._values = view.values
+        self._parent: dict[int, int] = {}
         self._owner: dict[int, int] = {}
-        self._last_write: dict[int, int] = {}
+        self._writes: dict[int, list[int]] = {}
         for value in view.values:
-            owner = self._owner[value.id] = self._memory_of(value)
+            inputs = value.inputs()
+            if inputs and (value.inplace or _hands_on(value)):
+                self._parent[value.id] = inputs[0].id
+            owner = self._owner[value.id] = self._owner.get(self._parent.get(value.id, -1), value.id)
             if value.inplace:
-                self._last_write[owner] = value.id
+                self._writes.setdefault(owner, []).append(value.id)
 
     def __contains__(self, value: int) -> bool:
-        return self._last_write.get(self._owner[value], -1) > value
+        return bool(self._after(value))
 
-    def _memory_of(self, value: Value) -> int:
-        inputs = value.inputs()
-        if inputs and (value.inplace or _hands_on(value)):
-            return self._owner[inputs[0].id]
-        return value.id
+    def reader_elsewhere(self, value: int) -> Value | None:
+        """The first operation that sees a later write to this value's memory, and not through this value.
+
+        With another value in this one's place (the sum with a tuner) that operation would no longer see the write.
+        """
+        writes = self._after(value)
+        if not writes or self._owner[value] == value:
+            return None
+        for reader in self._values[writes[0] + 1 :]:
+            shared = (read.id for read in reader.inputs() if self._owner[read.id] == self._owner[value])
+            if not all(self._through(read, value) for read in shared):
+                return reader
+        return None
+
+    def _after(self, value: int) -> list[int]:
+        return [write for write in self._writes.get(self._owner[value], ()) if write > value]
+
+    def _through(self, value: int, other: int) -> bool:
+        """Whether `value` has its memory by way of `other`."""
+        while value != other and value in self._parent:
+            value = self._parent[value]
+        return value == other
 
 
 def _hands_on(value: Value) -> bool:
