@@ -99,8 +99,8 @@ def timm_convnext(draw: st.DrawFn) -> Case:
         ls_init_value=draw(st.sampled_from([None, 1e-2])),
         stem_type=draw(st.sampled_from(["patch", "overlap"])),
         head_init_scale=1.0,
-        head_norm_first=draw(st.booleans()),
-        head_hidden_size=draw(st.sampled_from([None, 8])),
+        # timm allows a norm before the pooling only without a hidden layer in the head.
+        **draw(st.sampled_from([{}, {"head_norm_first": True}, {"head_hidden_size": 8}])),
         conv_mlp=draw(st.booleans()),
         use_grn=draw(st.booleans()),
         drop_rate=draw(RATES),

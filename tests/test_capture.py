@@ -281,3 +281,27 @@ def test_a_tensor_passed_twice_is_two_inputs() -> None:
     graph = capture(Difference(), (same, same))
     x, y = torch.randn(3, 5), torch.randn(3, 5)
     assert torch.equal(graph(x, y), 2 * x - y)
+
+
+def test_a_residual_beside_a_cast_keeps_its_own_dtype() -> None:
+    """In float32 the cast gives the very tensor that the residual is; in bfloat16 it does not."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6))
+            self.linear = nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.linear(x)
+            h = x.to(torch.float32)
+            h = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6)
+            return x * (self.weight * h.to(x.dtype) + x)
+
+    model, x = Residual(), torch.randn(2, 5, 6)
+    graph = capture(model, (x,))
+    assert torch.equal(graph(x), model(x))
+    model.to(torch.bfloat16)
+    x = torch.randn(3, 4, 6, dtype=torch.bfloat16)
+    assert graph(x).dtype == torch.bfloat16
+    assert torch.equal(graph(x), model(x))

@@ -199,7 +199,7 @@ class Alignment:
         for block, a, b in self._pairs:
             for place, x, y in differences(a, b):
                 if isinstance(x, Node) and isinstance(y, Node):
-                    if self._joined(a, x, y):
+                    if self._joined(a, x, y) or self._read_uncast(a, place, x, y):
                         continue
                 elif place in self.follows.get(a, {}) or _same_size(x, y):
                     continue
@@ -217,6 +217,19 @@ class Alignment:
             ):
                 raise DifferentResults
         return changed
+
+    def _read_uncast(self, user: Node, place: tuple[Any, ...], a: Node, b: Node) -> bool:
+        """Lets a step read the value before a cast, where the other export shows that the model's code does.
+
+        A cast to the dtype that a value has gives that very tensor, and the exporter then takes every later use of the
+        value for a use of the cast.
+        """
+        while _casts_nothing(a):
+            a = a.all_input_nodes[0]
+            if self._joined(user, a, b):
+                _replace_at(user, place, a)
+                return True
+        return False
 
     def _joined(self, user: Node, a: Node, b: Node) -> bool:
         """Whether ``b`` is what ``a`` is in the other export; notes a segment's result on the way."""
@@ -270,6 +283,32 @@ class Alignment:
 
 class DifferentResults(Exception):
     """The two exports return different things."""
+
+
+def _casts_nothing(node: Node) -> bool:
+    if node.op != "call_function" or getattr(node.target, "_opname", None) != "to":
+        return False
+    before, after = node.all_input_nodes[0].meta.get("val"), node.meta.get("val")
+    return isinstance(before, Tensor) and isinstance(after, Tensor) and before.dtype == after.dtype
+
+
+def _replace_at(node: Node, place: tuple[Any, ...], value: Node) -> None:
+    """Puts `value` at one place of a node's arguments, as `differences` names it."""
+    first, *rest = place
+    if isinstance(first, int):
+        node.args = tuple(_put(arg, rest, value) if i == first else arg for i, arg in enumerate(node.args))
+    elif first in node.kwargs:
+        node.kwargs = {name: _put(arg, rest, value) if name == first else arg for name, arg in node.kwargs.items()}
+    else:
+        names = list(arguments(node))
+        at = names.index(first)
+        node.args = tuple(_put(arg, rest, value) if i == at else arg for i, arg in enumerate(node.args))
+
+
+def _put(arg: Any, place: list[Any], value: Node) -> Any:
+    if not place:
+        return value
+    return type(arg)(_put(item, place[1:], value) if i == place[0] else item for i, item in enumerate(arg))
 
 
 def arguments(node: Node) -> dict[str, Any]:
