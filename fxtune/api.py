@@ -65,6 +65,7 @@ def apply(
         FxtuneError: what could not be done, where, and what to do about it. The model is then as it was.
     """
     model = resolve_model(model) if isinstance(model, str) else model
+    _check_arguments(model, num_classes, dtype, batchnorm)
     if isinstance(model, TunedModel):
         raise PlanError(
             "this model is tuned already",
@@ -76,7 +77,12 @@ def apply(
     graph = rewrite(draft.graph, patch, dtype=dtype)
     weights = {i.path: _size(graph.get_submodule(i.path)) for i in patch.insertions}
     names = dict(graph.named_parameters())
-    tuners = [name for i in patch.insertions for name in names if name.startswith(f"{i.path}.")]
+    tuners = [
+        name
+        for i in patch.insertions
+        for name, weight in names.items()
+        if name.startswith(f"{i.path}.") and weight.requires_grad  # a tuner may hold fixed weights
+    ]
     return TunedModel(
         original=model,
         twin=draft.twin,
@@ -193,6 +199,24 @@ def _draft(
     recipe = Recipe(rule_sets, head, seed, dtype)
     sites, patch = recipe.plan(graph)
     return _Draft(twin, graph, called, sites, patch, recipe)
+
+
+def _check_arguments(model: object, num_classes: object, dtype: object, batchnorm: object) -> None:
+    """What annotations say, for callers without a type checker."""
+    wrong = [
+        (f"model={type(model).__name__}", "a torch.nn.Module, or a name such as 'timm/resnet50'")
+        if not isinstance(model, nn.Module)
+        else None,
+        (f"num_classes={num_classes!r}", "a whole number of at least 1")
+        if num_classes is not None and (type(num_classes) is not int or num_classes < 1)
+        else None,
+        (f"dtype={dtype!r}", "a floating dtype such as torch.float32")
+        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
+        else None,
+        (f"batchnorm={batchnorm!r}", "'frozen' or 'track'") if batchnorm not in ("frozen", "track") else None,
+    ]
+    for found, expected in filter(None, wrong):
+        raise PlanError("apply cannot take this argument", found=found, fix=f"pass {expected}")
 
 
 def _check_head(model: nn.Module, head: str) -> None:

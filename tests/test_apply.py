@@ -423,3 +423,57 @@ def test_every_shipped_rule_file_applies_or_says_why_not() -> None:
     for rule_set in rules.shipped():
         tuned = fxtune.apply(build("vit"), rule_set.name)
         assert any("tuners" in name.split(".") for name in tuned.state_dict()), rule_set.name
+
+
+def test_a_block_ends_where_its_module_does() -> None:
+    """The dropout of a classifier behind the last block is not the block's."""
+    config = transformers.BertConfig(
+        vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    tuned = fxtune.apply(transformers.BertForTokenClassification(config), "single_adapter_block")
+    keys = [key for key in tuned.state_dict() if key.endswith("tuners.block_res_adapter.down.bias")]
+    assert [key.partition(".tuners")[0] for key in keys] == [f"bert.encoder.layer.{i}" for i in range(2)]
+
+
+def test_tuners_read_whole_sequences() -> None:
+    """Attention that puts the sequence first inside gets its tuner outside, on B x N x D."""
+    layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+    tuned = fxtune.apply(model, "single_adapter_mha", example_inputs=(torch.randn(2, 5, 16),))
+    shapes: list[torch.Size] = []
+    (tuner,) = (module for name, module in tuned.named_modules() if name.endswith("tuners.mha_res_adapter"))
+    tuner.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape))
+    tuned(torch.randn(3, 7, 16))
+    assert shapes == [(3, 7, 16)]
+
+
+def test_equal_sizes_written_differently_are_equal() -> None:
+    """Behind an upsampler a symbolic size is written in two ways; the tuner reads the input all the same."""
+    outcomes = fxtune.inspect(build("unet"), "single_adapter_mha").report
+    assert outcomes is not None and outcomes.outcomes[0].notes == ()
+
+
+def test_fixed_weights_of_a_tuner_stay_fixed() -> None:
+    tuned = fxtune.apply(build("vit"), {"train": ["tuners"], "rules": [{"at": "ffn", "insert": "test_fixed"}]})
+    assert {name.rpartition(".")[2] for name in tuned.trainable} == {"gain"}
+
+
+@fxtune.tuner("test_fixed")
+class Fixed(nn.Module):
+    """A fixed random map with a learned gain."""
+
+    def __init__(self, place: fxtune.Placement) -> None:
+        super().__init__()
+        self.register_parameter("map", nn.Parameter(torch.randn(place.width, place.width), requires_grad=False))
+        self.gain = nn.Parameter(torch.zeros(place.width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.map * self.gain
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"batchnorm": "freeze"}, {"num_classes": "5"}, {"dtype": torch.int8}, {"model": None}, {"num_classes": 0}]
+)
+def test_arguments_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(fxtune.PlanError, match="cannot take this argument"):
+        fxtune.apply(**{"model": build("vit"), "rules": "tri_res", **wrong})

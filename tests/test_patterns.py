@@ -140,7 +140,8 @@ def test_a_near_miss_says_where_and_why() -> None:
         ("y = reshape(linear(x))", 3, "edges of the view"),
         ("h = linear(x)\nh = tanh(h)\ny = relu(h)", 4, "first at"),
         ("h = linear(x)", 3, "the lines define h"),
-        ("y = tanh(linear(z))", 2, "it takes in z"),
+        ("y = tanh(linear(z))", 3, "it takes in x"),
+        ("y = tanh(linear(_))", 2, "never uses its input `x`"),
         ("y = tanh*(linear(x)", 3, "expected ',' or ')'"),
         ("y = tanh? + linear(x)", 3, "the character '+'"),
         ("y = tanh?(linear(x)) y", 3, "'y'; expected the end of the line"),
@@ -183,3 +184,10 @@ def test_lines_that_are_apart_share_no_operation() -> None:
         view(capture(Net(shared), (torch.randn(2, 3, 4),))), load_patterns([read_definitions(from_data(document))])
     ).of("unit")
     assert site.input.taps[0].node == "first", "they part at the first linear map, not before it"
+
+
+def test_a_name_that_nothing_defines_is_an_error() -> None:
+    pattern = {"in": "x", "out": "y", "dataflow": "h = linear(x)\ny = tanh(linear(hh))\nz = add(h, y)"}
+    with pytest.raises(PatternError, match=r"`hh`.*is not defined") as error:
+        load_patterns([read_definitions(from_data({"fxtune": 1, "patterns": {"unit": pattern}}))])
+    assert error.value.fix == "did you mean `h`?"

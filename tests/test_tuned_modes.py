@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import fxtune
 from fxtune.tuned import TunedModel, structural_twin
 from fxtune.tuned.ownership import place
-from tuned_support import IMAGES, resnet, same_state, snapshot, tuned_by_hand, tuned_copy, vit
+from tuned_support import IMAGES, bert, resnet, same_state, snapshot, tuned_by_hand, tuned_copy, vit
 
 FEATURES = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -197,3 +198,15 @@ def test_a_twins_mode_is_its_own() -> None:
     tuned.train()
     assert not tuned.strip().training
     assert structural_twin(tuned.strip()).training is False
+
+
+def test_a_mode_set_on_a_submodule_holds_for_every_signature() -> None:
+    """A call without mask is captured when first seen; what was set on the tree before holds there, too."""
+    model = bert(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
+    tuned = fxtune.apply(model, "single_adapter_ffn").train()
+    tuned.bert.eval()
+    tuned.dropout.eval()
+    ids = torch.randint(1, 20, (2, 6))
+    assert torch.equal(tuned(input_ids=ids).logits, tuned(input_ids=ids).logits)
+    tuned.bert.train()
+    assert not torch.equal(tuned(input_ids=ids).logits, tuned(input_ids=ids).logits)

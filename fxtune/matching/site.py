@@ -18,7 +18,7 @@ class Port:
         shape: its sizes, symbolic ones as text.
         channel_axis: the axis of the channels, from the front.
         width: size of that axis.
-        positions: product of the sizes of all axes but those of batch and channels, as text.
+        positions: product of the sizes of all axes but those of batch and channels, in the example.
     """
 
     value: int
@@ -26,7 +26,7 @@ class Port:
     shape: tuple[str, ...]
     channel_axis: int
     width: int
-    positions: str
+    positions: int
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fxtune.matching.attention import read_attention
 from fxtune.matching.matcher import Matcher, Miss, Solution
 from fxtune.matching.site import Attention, NearMiss, Port, Site
 from fxtune.patterns import Library
-from fxtune.view import Tap, View
+from fxtune.view import Tap, View, example_size
 
 BLOCK = "block"
 """The pattern whose sites number the model's Blocks."""
@@ -106,7 +106,8 @@ class Sites:
     def _site(self, kind: str, index: int, match: Match) -> Site:
         pattern = self.library.patterns[kind]
         names = {name: bound.value for name, bound in match.solution.names.items()}
-        output = self._end(names.get(pattern.output, match.node))
+        path = self._path(match.solution)
+        output = self._end(names.get(pattern.output, match.node), path)
         block = self._block_of.get(match.node) if kind != BLOCK else index
         attention = read_attention(self.view, match.solution)
         return Site(
@@ -115,8 +116,8 @@ class Sites:
             index=index,
             block=block,
             stage=self._stages[block] if block is not None else None,
-            path=self._path(match.solution),
-            input=self._port(self._visible(names[pattern.inputs[0]]), output),
+            path=path,
+            input=self._port(self._begin(names[pattern.inputs[0]], path), output),
             output=self._port(output, output),
             heads=attention.heads if attention else self._heads_in.get(block, 1),
             attention=attention,
@@ -132,33 +133,37 @@ class Sites:
             first[key] = replace(known, calls=known.calls + 1) if known and key else replace(site, index=len(first))
         return list(first.values())
 
-    def _end(self, value: int) -> int:
-        """The output dropout belongs to the branch; drop path and the sum do not.
+    def _end(self, value: int, path: str) -> int:
+        """The value as the unit's module gives it: after its output dropout and layout, before drop path and the sum.
 
-        A value inside a folded module is followed through layout to where the module gives it.
+        What lies in another module is that one's: a classifier's dropout behind the last block, say.
         """
         while True:
             readers = self.view.readers.get(value, [])
-            quiet = self.view.quiet.get(readers[0]) if len(readers) == 1 else None
-            if quiet != "dropout" and (quiet is None or self.view.values[value].taps):
+            kind = self.view.quiet.get(readers[0]) if len(readers) == 1 else None
+            # In a net without modules of its own only dropout is sure to belong to the branch.
+            if kind not in (("dropout", "layout", "cast") if path else ("dropout",)) or not self._inside(
+                readers[0], path
+            ):
                 return value
             value = readers[0]
 
-    def _visible(self, value: int) -> int:
-        """A value inside a folded module is followed back through layout to what the module was given."""
-        while not self.view.values[value].taps and value in self.view.quiet:
+    def _begin(self, value: int, path: str) -> int:
+        """The value as the unit's module is given it: before the layout and casts with which the unit begins."""
+        while path and self.view.quiet.get(value) in ("layout", "cast") and self._inside(value, path):
             value = self.view.values[value].inputs()[0].id
         return value
+
+    def _inside(self, value: int, path: str) -> bool:
+        return not path or f"{self.view.values[value].module}.".startswith(f"{path}.")
 
     def _port(self, value: int, output: int) -> Port:
         found = self.view.values[value]
         axis = self.view.axes.get(value, self.view.axes.get(output, len(found.shape) - 1))
         if axis >= len(found.shape):
             axis = len(found.shape) - 1
-        positions = math.prod(size for i, size in enumerate(found.shape) if i not in (0, axis))
-        return Port(
-            value, tuple(found.taps), tuple(map(str, found.shape)), axis, int(found.shape[axis]), str(positions)
-        )
+        positions = math.prod(example_size(size) for i, size in enumerate(found.shape) if i not in (0, axis))
+        return Port(value, tuple(found.taps), tuple(map(str, found.shape)), axis, int(found.shape[axis]), positions)
 
     def _path(self, solution: Solution) -> str:
         modules = [self.view.values[node].module.split(".") for node in solution.nodes if self.view.op(node) != "param"]

@@ -139,7 +139,16 @@ def _pattern(name: str, spec: PatternSpec, document: Document) -> Pattern:
     conditions = tuple(parse_condition(text, document.where((*loc, "where", i))) for i, text in enumerate(spec.where))
     shapes = {value: tuple(sizes) for value, sizes in spec.shapes.items()}
     return Pattern(
-        name, spec.about, tuple(spec.inputs), spec.output, bodies, shapes, conditions, tuple(spec.apart), where
+        name,
+        spec.about,
+        tuple(spec.inputs),
+        spec.output,
+        bodies,
+        shapes,
+        conditions,
+        tuple(spec.apart),
+        tuple(spec.free),
+        where,
     )
 
 
@@ -147,6 +156,16 @@ def _check(pattern: Pattern, library: Library) -> None:
     """Every operator and name is known, every input is used, and no pattern is built on itself."""
     for body in pattern.bodies:
         free = {n for line in body.lines.values() for n in names_in(line.expr)} - set(body.lines)
+        if unknown := sorted(free - {*pattern.inputs, *pattern.free}):
+            near = source.nearest(unknown[0], {*body.lines, *pattern.inputs})
+            raise PatternError(
+                f"`{unknown[0]}` in `{body.variant}` of pattern `{pattern.name}` is not defined",
+                found=f"the lines define {', '.join(body.lines)}; it takes in {', '.join(pattern.inputs)}",
+                where=next(line.where for line in body.lines.values() if unknown[0] in names_in(line.expr)),
+                fix=f"did you mean `{near[0]}`?"
+                if near
+                else "list it under `in:` or `free:`, or write `_` for any value",
+            )
         if missing := [n for n in pattern.inputs if n not in free and n not in body.lines]:
             raise PatternError(
                 f"`{body.variant}` of pattern `{pattern.name}` never uses its input `{missing[0]}`",

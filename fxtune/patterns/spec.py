@@ -26,6 +26,7 @@ class PatternSpec(BaseModel):
     inputs: Words = Field(
         alias="in", min_length=1, description="names of the values that it takes in; a tuner reads the first"
     )
+    free: Words = Field([], description="further values that its lines may name; nothing is asked of them")
     output: str = Field(alias="out", description="name of the value that it gives")
     dataflow: str | None = Field(None, description="lines `name = op(value, ...)`; or use `any` for alternatives")
     any: dict[str, str] | None = Field(

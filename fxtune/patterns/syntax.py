@@ -90,6 +90,7 @@ class Pattern:
         shapes: sizes by named dimensions; one name, one size.
         conditions: what must hold between the named values.
         apart: names of lines that may share no operation.
+        free: further values that its lines may name.
     """
 
     name: str
@@ -100,4 +101,5 @@ class Pattern:
     shapes: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     conditions: tuple[Condition, ...] = ()
     apart: tuple[str, ...] = ()
+    free: tuple[str, ...] = ()
     where: str = ""

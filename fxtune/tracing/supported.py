@@ -49,6 +49,11 @@ def _module_state(module: nn.Module) -> tuple[str, str] | None:
         return "sharded (FSDP)", "pass the model before it is sharded, and shard the result"
     if hasattr(module, "peft_config") or ("base_layer" in module._modules and hasattr(module, "active_adapters")):
         return "it holds adapters of another library", "unload or merge them first"
+    if (
+        any(isinstance(value, torch.ScriptObject) for value in module.__dict__.values())
+        or "_packed_params" in module._modules
+    ):
+        return "quantised (packed weights)", "load the model in floating point"
     return None
 
 

@@ -65,8 +65,12 @@ class Tuning:
         return None
 
     def graph_for(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Region:
-        graph = self.find(method, args, kwargs)
-        return self.add(method, args, kwargs) if graph is None else graph
+        found = self.find(method, args, kwargs)
+        graph = self.add(method, args, kwargs) if found is None else found
+        if graph is not self.first and not torch.compiler.is_compiling():
+            # The first graph's tree is what people see: a mode that they set on a module there holds in every graph.
+            follow(graph, self.first)
+        return graph
 
     @torch.compiler.disable(reason=f"{_UNSEEN}: {_PREPARE}")  # type: ignore[untyped-decorator,no-untyped-call]
     def add(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Region:
@@ -92,7 +96,8 @@ class Tuning:
         make_private(self.original, self.trees(), lambda _, tensor: id(tensor) in written)
         for module in batch_norms(graph) if frozen else ():
             freeze(module)
-        follow(graph, self.twin)
+        # A further graph shares Regions with the first, whose modes may have been set one by one.
+        follow(graph, self.twin if graph is self.first else self.first)
         self.dress(graph)
 
     def dress(self, graph: Region) -> None:

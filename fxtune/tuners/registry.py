@@ -63,6 +63,11 @@ def tuner(name: str) -> Callable[[Class], Class]:
         RuleError: the name is taken or ill-formed, or the class does not have a tuner's form.
     """
 
+    if not isinstance(name, str):
+        raise RuleError(
+            f"{name!r} is registered under no name", found="@fxtune.tuner", fix='write `@fxtune.tuner("its_name")`'
+        )
+
     def register(cls: Class) -> Class:
         _entries[name] = _entry(name, cls)
         return cls

@@ -1,6 +1,6 @@
 """The view room: from a captured graph to what it computes."""
 
 from fxtune.view.canonical import Use, View, view
-from fxtune.view.values import Tap, Value
+from fxtune.view.values import Tap, Value, example_size
 
-__all__ = ["Tap", "Use", "Value", "View", "view"]
+__all__ = ["Tap", "Use", "Value", "View", "example_size", "view"]

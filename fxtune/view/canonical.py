@@ -14,7 +14,7 @@ from torch import fx
 
 from fxtune import vocabulary as ops
 from fxtune.view.axes import channel_axes
-from fxtune.view.values import Value, read_values
+from fxtune.view.values import Value, example_size, read_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +74,10 @@ class View:
         axis = self.axes.get(value)
         return self.values[value].shape[axis] if axis is not None else None
 
-    def tokens(self, value: int) -> str:
-        """Product of all sizes but the channels', as text: the number of tokens, or of positions in all maps."""
+    def tokens(self, value: int) -> int:
+        """Product of all sizes but the channels' in the example: the number of tokens, or of positions in all maps."""
         axis = self.axes.get(value)
-        return str(math.prod(size for i, size in enumerate(self.values[value].shape) if i != axis))
+        return math.prod(example_size(size) for i, size in enumerate(self.values[value].shape) if i != axis)
 
     @cached_property
     def by_op(self) -> dict[str, list[int]]:

@@ -73,6 +73,12 @@ class Value:
         return f"{where} ({self.op}{f' [{sizes}]' if sizes else ''})"
 
 
+def example_size(size: Any) -> int:
+    """A size in the example inputs. Symbolic sizes are written in many ways, and comparing them would put guards on."""
+    hint: Any = size.node.hint if isinstance(size, torch.SymInt) else size
+    return int(hint)
+
+
 def join(*paths: str) -> str:
     """Module paths, dotted together; empty ones left out."""
     return ".".join(p for p in paths if p)
