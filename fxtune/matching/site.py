@@ -38,7 +38,10 @@ class Attention:
         q: value id of the queries, scaled already where the model scales them.
         k: of the keys, after k-norm and rotary embedding.
         v: of the values.
-        output: of the core's result.
+        output: of the core's result, after layout.
+        core: of the core's own result: of the fused operator, or of the product with the values.
+        weights: of the softmax where it is written out, else None; likewise `product`, of queries and keys.
+        whole: whether the unit is this attention with its projections, rather than something around it.
         q_proj: state_dict name of the query projection's weight (one name for all three where they are fused);
             likewise k_proj, v_proj, out_proj.
         heads: number of query heads.
@@ -54,6 +57,10 @@ class Attention:
     k: int
     v: int
     output: int
+    core: int
+    weights: int | None
+    product: int | None
+    whole: bool
     q_proj: str
     k_proj: str
     v_proj: str

@@ -109,7 +109,7 @@ class Sites:
         path = self._path(match.solution)
         output = self._end(names.get(pattern.output, match.node), path)
         block = self._block_of.get(match.node) if kind != BLOCK else index
-        attention = read_attention(self.view, match.solution)
+        attention = read_attention(self.view, match.solution, pattern.output)
         return Site(
             kind=kind,
             variant=match.solution.variant,
@@ -196,7 +196,7 @@ class Sites:
     def _heads_in(self) -> dict[int | None, int]:
         heads: dict[int | None, int] = {}
         for match in self._matches("mha", None)[0]:
-            found: Attention | None = read_attention(self.view, match.solution)
+            found: Attention | None = read_attention(self.view, match.solution, self.library.patterns["mha"].output)
             if found is not None:
                 heads.setdefault(self._block_of.get(match.node), found.heads)
         return heads

@@ -29,11 +29,17 @@ def refusal(name: str, kind: str) -> str | None:
     return find(name).refuses.get(kind)
 
 
+def offers(name: str, method: str) -> bool:
+    """Whether the tuner `name` can be attached by this method (see `fxtune.tuners.registry`)."""
+    return callable(getattr(find(name).cls, method, None))
+
+
 def build(
     name: str,
     settings: Mapping[str, Any],
     place: Placement,
     *,
+    method: str = "forward",
     seed: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -43,6 +49,15 @@ def build(
     Weights are drawn in the default dtype on the CPU and then moved, so a seed gives the same ones on every device.
     With `seed` they come from a generator of their own and the global one stays as it was. On the meta device nothing
     is drawn.
+
+    Args:
+        name: its registered name.
+        settings: its settings; the others have their defaults.
+        place: what it is told of its place.
+        method: what a call of it runs.
+        seed: for its weights.
+        dtype: of its weights.
+        device: of its weights.
 
     Raises:
         RuleError: no tuner is called so, it refuses this kind of site, or a setting is unknown or has a bad value.
@@ -57,6 +72,8 @@ def build(
         if seed is not None:
             torch.default_generator.manual_seed(seed)
         module = entry.cls(place, **values)
+    if method != "forward":
+        module.forward = getattr(module, method)
     return module.to(device=target, dtype=dtype)
 
 
