@@ -10,8 +10,19 @@ class Placement:
     """The site that a tuner is built for."""
 
     width: int
-    """D: channels of the tokens that the tuner reads and returns."""
+    """D: channels of the tokens that the tuner returns, and of those that it reads unless `width_in` says otherwise."""
     heads: int
     """Heads of the MHA itself, or of the MHA in the same block; 1 where there is none."""
     kind: str
-    """The pattern that matched: mha, ffn, block, conv_mixer, or a user's own."""
+    """The pattern that matched: mha, ffn, block, conv_mixer, or a user's own; mha.q_proj of an operation inside."""
+    width_in: int = 0
+    """D_in: channels of the tokens that the tuner reads. It differs from `width` only for a tuner class with
+    `maps_widths = True`."""
+    operation: str = ""
+    """What the site is where it is one single operation: linear, conv, layer_norm, ...; else empty."""
+    path: str = ""
+    """Module path of the site, for errors."""
+
+    def __post_init__(self) -> None:
+        if self.width_in == 0:
+            object.__setattr__(self, "width_in", self.width)
