@@ -15,7 +15,7 @@ from fxtune.planning.place import Places
 from fxtune.planning.storage import Overwritten
 from fxtune.planning.training import trained_names
 from fxtune.rules import Rule, RuleSet
-from fxtune.tuners import Placement, refusal
+from fxtune.tuners import Placement, maps_widths, refusal
 
 
 def plan(
@@ -69,11 +69,11 @@ class _Planner:
         self.labels: Counter[str] = Counter()
 
     def rule(self, rule: Rule, where: str, number: int) -> RulePlan:
-        reason = refusal(rule.tuner, rule.at)
+        reason = refusal(rule.tuner, rule.target)
         if reason is not None:
-            raise PlanError(f"{rule.tuner} does not go on {rule.at}", found=reason, where=where)
+            raise PlanError(f"{rule.tuner} does not go on {rule.target}", found=reason, where=where)
         choice: Choice = choose(rule, self.sites, where)
-        text = f"{rule.at} <- {rule.tuner}({', '.join(f'{k}={v}' for k, v in rule.settings.items())})"
+        text = f"{rule.target} <- {rule.tuner}({', '.join(f'{k}={v}' for k, v in rule.settings.items())})"
         insertions = tuple(self._insertion(rule, site, number) for site in choice.sites)
         misses = tuple(self.sites.near_misses(rule.at))
         return RulePlan(text, insertions, choice.skipped, misses, self._notes(rule, insertions))
@@ -84,10 +84,17 @@ class _Planner:
         source, output = self.places.meeting(site, port)
         return Insertion(
             region=output.region,
-            label=self._label(output.region, f"{site.kind}_{rule.tuner}"),
+            label=self._label(output.region, f"{site.label}_{rule.tuner}"),
             tuner=rule.tuner,
             settings=dict(rule.settings),
-            place=Placement(width=site.width, heads=site.heads, kind=site.kind),
+            place=Placement(
+                width=site.width,
+                heads=site.heads,
+                kind=site.kind,
+                width_in=port.width,
+                operation=site.operation.op if site.operation else "",
+                path=site.path,
+            ),
             source=Source(source.node, port.channel_axis, len(port.shape), self._copied(port, site)),
             output=output.node,
             axis=site.output.channel_axis,
@@ -108,9 +115,20 @@ class _Planner:
 
     @staticmethod
     def _read(rule: Rule, site: Site) -> Port:
-        """Where input and output differ in shape, the tuner reads the output (definitions, section 3)."""
-        same = (site.input.width, site.input.positions) == (site.output.width, site.output.positions)
-        return site.input if rule.reads == "input" and same else site.output
+        """Where input and output differ in shape, the tuner reads the output (definitions, section 3).
+
+        A tuner that maps between widths reads the input whatever its width.
+        """
+        same_width = site.input.width == site.output.width or maps_widths(rule.tuner)
+        same_positions = site.input.positions == site.output.positions
+        if rule.reads == "input" and maps_widths(rule.tuner) and not same_positions:
+            raise PlanError(
+                f"{rule.tuner} cannot go on the {site.kind} at `{site.path}`",
+                found=f"{site.input.positions} positions at its input and {site.output.positions} at its output",
+                fix="choose sites that keep the positions apart (`where:`), or let the rule read the output "
+                "(`reads: output`)",
+            )
+        return site.input if rule.reads == "input" and same_width and same_positions else site.output
 
     def _copied(self, port: Port, site: Site) -> bool:
         # The output itself is followed by the sum: whatever overwrote it overwrites the sum instead.

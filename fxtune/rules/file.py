@@ -80,6 +80,11 @@ class Rule(BaseModel):
     )
 
     @property
+    def target(self) -> str:
+        """What the rule is at, in a word: ``mha``, or ``mha.q_proj, v_proj``."""
+        return f"{self.at}.{', '.join(self.on)}" if self.on else self.at
+
+    @property
     def tuner(self) -> str:
         """The name of the tuner that is inserted."""
         return next(iter(self.insert))
