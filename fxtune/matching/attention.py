@@ -11,14 +11,14 @@ from fxtune.view import View
 _NEEDED = ("q_proj", "k_proj", "v_proj", "out_proj", "o.q", "o.k", "o.v", "o")
 
 
-def read_attention(view: View, solution: Solution, output: str) -> Attention | None:
+def read_attention(view: View, solution: Solution, output: str = "") -> Attention | None:
     """The attention of a match whose names (its own, or those of one inner pattern) say q, k, v and the projections;
     else None.
 
     Args:
         view: the view.
         solution: the match.
-        output: the name of its result.
+        output: the name of its result, to tell whether the match is the attention and nothing more.
     """
     prefix = _prefix(solution)
     if prefix is None:
@@ -38,7 +38,7 @@ def read_attention(view: View, solution: Solution, output: str) -> Attention | N
         core=core,
         weights=names["o.p"].node if "o.p" in names else None,
         product=names["o.s"].node if "o.s" in names else None,
-        whole=prefix in ("", f"{output}."),
+        whole=prefix == f"{output}.",
         q_proj=_weight(view, names["q_proj"].node),
         k_proj=_weight(view, names["k_proj"].node),
         v_proj=_weight(view, names["v_proj"].node),
@@ -49,6 +49,7 @@ def read_attention(view: View, solution: Solution, output: str) -> Attention | N
         mask=mask.value if mask else None,
         causal=bool(view.attrs(core).get("is_causal", False)),
         scale=_scale(view, names, core),
+        context=_context(view, names),
         cross=names["q_proj"].node != names["k_proj"].node
         and _source(view, names, "q_proj") != _source(view, names, "k_proj"),
     )
@@ -64,6 +65,11 @@ def _prefix(solution: Solution) -> str | None:
 
 def _source(view: View, names: dict[str, Bound], projection: str) -> int:
     return view.uses(names[projection].node)[0].source
+
+
+def _context(view: View, names: dict[str, Bound]) -> int:
+    """What the pattern calls c, else what the keys are projected from."""
+    return names["c"].value if "c" in names else view.uses(names["k_proj"].node)[0].value
 
 
 def _weight(view: View, projection: int) -> str:

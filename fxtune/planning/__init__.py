@@ -1,7 +1,7 @@
 """The planning room: from rules and sites to a patch."""
 
 from fxtune.planning.attach import Form
-from fxtune.planning.edits import After, Beside, Bias, Core, Edit, Value
+from fxtune.planning.edits import After, Beside, Bias, Core, Edit, InWeights, Prompted, Value
 from fxtune.planning.head import last_linear
 from fxtune.planning.patch import Insertion, Patch, RulePlan
 from fxtune.planning.plan import plan
@@ -13,8 +13,10 @@ __all__ = [
     "Core",
     "Edit",
     "Form",
+    "InWeights",
     "Insertion",
     "Patch",
+    "Prompted",
     "RulePlan",
     "Value",
     "last_linear",

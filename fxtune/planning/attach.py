@@ -1,49 +1,83 @@
-"""How a tuner is attached at a site: its unbound form, or the original one of its method's paper."""
+"""How a tuner is attached at a site: in its unbound form, or in the original one of its method's paper."""
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from fxtune.errors import PlanError, RuleError
-from fxtune.matching import Port, Site
+from fxtune.matching import Port, Site, Sites
 from fxtune.planning.core import core_edit
-from fxtune.planning.edits import After, Beside, Edit, Value
+from fxtune.planning.edits import After, Beside, Core, Edit, Prompted, Value
 from fxtune.planning.place import Places
+from fxtune.planning.prompted import prompted_edit
 from fxtune.planning.storage import Overwritten
+from fxtune.planning.weights import in_weights_edit
 from fxtune.rules import Rule
-from fxtune.tuners import offers
-from fxtune.view import View
+from fxtune.tuners import joins_rows, maps_widths, offers
 
 Form = Literal["unbound", "original"]
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """An edit, the region that holds the tuner, and what the tuner is told of its place there."""
+
+    region: str
+    edit: Edit
+    facts: dict[str, Any]
 
 
 class Attachments:
     """Makes the edits of one patch."""
 
-    def __init__(self, view: View, places: Places, form: Form) -> None:
-        self.view, self.places, self.form = view, places, form
-        self.overwritten = Overwritten(view)
+    def __init__(self, sites: Sites, places: Places, form: Form) -> None:
+        self.sites, self.places, self.form = sites, places, form
+        self.overwritten = Overwritten(sites.view)
         self._cores: dict[tuple[str, str], str] = {}
 
-    def edit(self, rule: Rule, site: Site, where: str) -> tuple[str, Edit]:
-        """The region that changes, and how.
+    def at(self, rule: Rule, site: Site, where: str) -> Attachment:
+        """How the rule's tuner is attached at a site.
 
         Raises:
             RuleError: the original form is asked for, and the tuner has none there.
             PlanError: it cannot be attached at this site; why.
         """
-        in_softmax = site.attention is not None and site.attention.whole and offers(rule.tuner, "attend")
+        attention = site.attention is not None and site.attention.whole
+        in_softmax = offers(rule.tuner, "attend") and (attention or not offers(rule.tuner, "forward"))
+        if in_softmax and self.form == "unbound":
+            return self._in_softmax(rule, site, "attend", where)
         if self.form == "unbound":
-            return self._core(rule, site, "attend", where) if in_softmax else self._beside(rule, site)
+            return self._beside(rule, site)
         if in_softmax and offers(rule.tuner, "attend_original"):
-            return self._core(rule, site, "attend_original", where)
+            return self._in_softmax(rule, site, "attend_original", where)
+        if site.operation is not None and offers(rule.tuner, "in_weights"):
+            return self._in_weights(rule, site)
         if rule.reads == "output" and offers(rule.tuner, "in_sequence"):
             return self._after(rule, site)
         raise _no_original(rule, where)
 
-    def _core(self, rule: Rule, site: Site, method: str, where: str) -> tuple[str, Edit]:
-        region, edit = core_edit(self.view, self.places, site, method)
-        other = self._cores.setdefault((region, edit.node), where)
+    def _in_softmax(self, rule: Rule, site: Site, method: str, where: str) -> Attachment:
+        edit: Core | Prompted
+        if joins_rows(rule.tuner):
+            region, edit, attention, width = prompted_edit(self.sites, self.places, site, method)
+        elif site.attention is None or not site.attention.whole:
+            raise PlanError(
+                f"{rule.tuner} goes on attentions only",
+                found=f"the {site.kind} at `{site.path}`",
+                where=where,
+                fix="write `at: mha`",
+            )
+        else:
+            attention, width = site.attention, site.width
+            region, edit = core_edit(self.sites.view, self.places, site, method)
+        core = edit.core if isinstance(edit, Prompted) else edit
+        self._claim(region, core.node, rule, site, where)
+        facts = {"kv_heads": attention.kv_heads, "head_dim": attention.head_dim, "width_in": width}
+        return Attachment(region, edit, facts)
+
+    def _claim(self, region: str, node: str, rule: Rule, site: Site, where: str) -> None:
+        other = self._cores.setdefault((region, node), where)
         if other != where:
             raise PlanError(
                 f"{rule.tuner} cannot take part in the softmax of the {site.kind} at `{site.path}`",
@@ -51,20 +85,25 @@ class Attachments:
                 where=where,
                 fix="keep one of the two rules there, or part them by `where:`",
             )
-        return region, edit
 
-    def _beside(self, rule: Rule, site: Site) -> tuple[str, Edit]:
+    def _beside(self, rule: Rule, site: Site) -> Attachment:
         port = _read(rule, site)
         self._check_memory(rule, site)
         source, output = self.places.meeting(site, port)
         # The output itself is followed by the sum: whatever overwrote it overwrites the sum instead.
         copied = port is not site.output and port.value in self.overwritten
-        return output.region, Beside(_value(source.node, port, copied), _value(output.node, site.output))
+        edit = Beside(_value(source.node, port, copied), _value(output.node, site.output))
+        return Attachment(output.region, edit, {"width_in": port.width})
 
-    def _after(self, rule: Rule, site: Site) -> tuple[str, Edit]:
+    def _after(self, rule: Rule, site: Site) -> Attachment:
         self._check_memory(rule, site)
         _, output = self.places.meeting(site, site.output)
-        return output.region, After(_value(output.node, site.output))
+        return Attachment(output.region, After(_value(output.node, site.output)), {"width_in": site.width})
+
+    def _in_weights(self, rule: Rule, site: Site) -> Attachment:
+        port = _read(rule, site)
+        _, output = self.places.meeting(site, port)
+        return Attachment(output.region, in_weights_edit(self.sites.view, self.places, site), {"width_in": port.width})
 
     def _check_memory(self, rule: Rule, site: Site) -> None:
         reader = self.overwritten.reader_elsewhere(site.output.value)
@@ -78,9 +117,20 @@ class Attachments:
 
 
 def _read(rule: Rule, site: Site) -> Port:
-    """Where input and output differ in shape, the tuner reads the output (definitions, section 3)."""
-    same = (site.input.width, site.input.positions) == (site.output.width, site.output.positions)
-    return site.input if rule.reads == "input" and same else site.output
+    """Where input and output differ in shape, the tuner reads the output (definitions, section 3).
+
+    A tuner that maps between widths reads the input whatever its width.
+    """
+    same_width = site.input.width == site.output.width or maps_widths(rule.tuner)
+    same_positions = site.input.positions == site.output.positions
+    if rule.reads == "input" and maps_widths(rule.tuner) and not same_positions:
+        raise PlanError(
+            f"{rule.tuner} cannot go on the {site.kind} at `{site.path}`",
+            found=f"{site.input.positions} positions at its input and {site.output.positions} at its output",
+            fix="choose sites that keep the positions apart (`where:`), or let the rule read the output "
+            "(`reads: output`)",
+        )
+    return site.input if rule.reads == "input" and same_width and same_positions else site.output
 
 
 def _value(node: str, port: Port, copied: bool = False) -> Value:
@@ -88,13 +138,16 @@ def _value(node: str, port: Port, copied: bool = False) -> Value:
 
 
 def _no_original(rule: Rule, where: str) -> RuleError:
+    fix = "leave form='original' out"
     if offers(rule.tuner, "in_sequence"):
         found = f"{rule.tuner} has one where it reads the output, behind the operation; this rule reads the input"
-        fix = "write `reads: output` in the rule, or leave form='original' out"
+        fix = f"write `reads: output` in the rule, or {fix}"
+    elif offers(rule.tuner, "in_weights"):
+        found = f"{rule.tuner} has one at single operations with weights, not at a whole {rule.at}"
+        fix = f"name operations of the unit with `on:`, or {fix}"
     elif offers(rule.tuner, "attend_original"):
-        found = f"{rule.tuner} has one at an attention only, not at {rule.at}"
-        fix = "write `at: mha` in the rule, or leave form='original' out"
+        found = f"{rule.tuner} has one at an attention only, not at {rule.target}"
+        fix = f"write `at: mha` in the rule, or {fix}"
     else:
-        found = f"{rule.tuner} has none: it was never anything but a branch beside the operation"
-        fix = "leave form='original' out"
-    return RuleError(f"No original form of {rule.tuner} at {rule.at}", found=found, where=where, fix=fix)
+        found = f"{rule.tuner} has none: it is a branch beside the operation and nothing else"
+    return RuleError(f"No original form of {rule.tuner} at {rule.target}", found=found, where=where, fix=fix)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fxtune.matching import WeightLayout
+
 
 @dataclass(frozen=True)
 class Value:
@@ -50,6 +52,29 @@ class After:
     def told(self, tuner: str) -> str:
         """The edit in a line."""
         return f"{self.output.node} = {tuner}({self.output.node})"
+
+
+@dataclass(frozen=True)
+class InWeights:
+    """The operation computes with ``tuner(weight, bias)``: the original form of what changes weights.
+
+    Attributes:
+        node: fx node of the operation.
+        weight: name of its weight from the region on; None where it has none, likewise `bias`.
+        bias: likewise.
+        layout: how the model stores the weight.
+    """
+
+    node: str
+    weight: str | None
+    bias: str | None
+    layout: WeightLayout
+
+    method: ClassVar[str] = "in_weights"
+
+    def told(self, tuner: str) -> str:
+        """The edit in a line."""
+        return f"{self.node} computes with {tuner}({self.weight}, {self.bias})"
 
 
 @dataclass(frozen=True)
@@ -183,4 +208,4 @@ class Prompted:
         return f"rows of {tuner} behind {self.join.node}{until}; {self.core.told(tuner)}"
 
 
-Edit = Beside | After | Core | Prompted
+Edit = Beside | After | InWeights | Core | Prompted

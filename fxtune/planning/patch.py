@@ -40,6 +40,11 @@ class Insertion:
         """Module path of the tuner; `tuners` is one component of it."""
         return ".".join(part for part in (self.region, "tuners", self.label) if part)
 
+    @property
+    def target(self) -> str:
+        """The tuner as its region calls it."""
+        return f"tuners.{self.label}"
+
     def __str__(self) -> str:
         settings = ", ".join(f"{k}={v}" for k, v in self.settings.items())
         return f"{self.region or '<root>'}: {self.edit.told(f'{self.tuner}({settings})')}"

@@ -11,7 +11,7 @@ from fxtune.errors import MatchError, PlanError
 from fxtune.matching import Site, Sites
 from fxtune.planning.attach import Attachments, Form
 from fxtune.planning.choose import Choice, choose
-from fxtune.planning.edits import Beside, Core, Edit
+from fxtune.planning.edits import Beside
 from fxtune.planning.patch import Insertion, Patch, RulePlan
 from fxtune.planning.place import Places
 from fxtune.planning.training import trained_names
@@ -68,28 +68,35 @@ def _numbered(rule_sets: Sequence[RuleSet]) -> Iterator[tuple[RuleSet, int, Rule
 class _Planner:
     def __init__(self, root: fx.GraphModule, sites: Sites, form: Form) -> None:
         self.sites = sites
-        self.attachments = Attachments(sites.view, Places(root), form)
+        self.attachments = Attachments(sites, Places(root), form)
         self.labels: Counter[str] = Counter()
 
     def rule(self, rule: Rule, where: str, number: int) -> RulePlan:
-        reason = refusal(rule.tuner, rule.at)
+        reason = refusal(rule.tuner, rule.target)
         if reason is not None:
-            raise PlanError(f"{rule.tuner} does not go on {rule.at}", found=reason, where=where)
+            raise PlanError(f"{rule.tuner} does not go on {rule.target}", found=reason, where=where)
         choice: Choice = choose(rule, self.sites, where)
-        text = f"{rule.at} <- {rule.tuner}({', '.join(f'{k}={v}' for k, v in rule.settings.items())})"
+        text = f"{rule.target} <- {rule.tuner}({', '.join(f'{k}={v}' for k, v in rule.settings.items())})"
         insertions = tuple(self._insertion(rule, site, number, where) for site in choice.sites)
         misses = tuple(self.sites.near_misses(rule.at))
         return RulePlan(text, insertions, choice.skipped, misses, self._notes(rule, insertions))
 
     def _insertion(self, rule: Rule, site: Site, number: int, where: str) -> Insertion:
-        region, edit = self.attachments.edit(rule, site, where)
+        attachment = self.attachments.at(rule, site, where)
         return Insertion(
-            region=region,
-            label=self._label(region, f"{site.kind}_{rule.tuner}"),
+            region=attachment.region,
+            label=self._label(attachment.region, f"{site.label}_{rule.tuner}"),
             tuner=rule.tuner,
             settings=dict(rule.settings),
-            place=Placement(width=site.width, heads=site.heads, kind=site.kind, **_attended(edit, site)),
-            edit=edit,
+            place=Placement(
+                width=site.width,
+                heads=site.heads,
+                kind=site.kind,
+                operation=site.operation.op if site.operation else "",
+                path=site.path,
+                **attachment.facts,
+            ),
+            edit=attachment.edit,
             site=site,
             rule=number,
         )
@@ -108,13 +115,6 @@ class _Planner:
         if not reading_output:
             return ()
         return (f"reads the output, for input and output differ in shape, at {', '.join(reading_output)}",)
-
-
-def _attended(edit: Edit, site: Site) -> dict[str, int]:
-    """What a tuner that takes part in a softmax is told of it."""
-    if not isinstance(edit, Core) or site.attention is None:
-        return {}
-    return {"kv_heads": site.attention.kv_heads, "head_dim": site.attention.head_dim}
 
 
 def _nothing(rules: tuple[RulePlan, ...], rule_sets: Sequence[RuleSet]) -> MatchError:

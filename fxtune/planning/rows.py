@@ -157,9 +157,7 @@ class _Walk:
         taps = [self._tap(entry), self._tap(exit)]
         if taps[0].region != taps[1].region:
             raise self._refused("treats tokens by their position in more than one module", exit)
-        readers = tuple(
-            sorted(self._tap(reader).node for reader in self.graph.successors(entry) if reader in inside)
-        )
+        readers = tuple(sorted(self._tap(reader).node for reader in self.graph.successors(entry) if reader in inside))
         return Bypass(taps[0].region, taps[0].node, taps[1].node, axis, readers, frozenset(inside))
 
     # ---- token numbers -----------------------------------------------------------------------------------------------
@@ -230,12 +228,13 @@ class _Walk:
         dims = [dims] if isinstance(dims, int) else list(dims or range(labels.dim()))
         if {dim % labels.dim() for dim in dims} & set(_varying(labels)):
             raise self._refused(f"mixes tokens by `{value.op}`", value.id)
-        return labels.amax(dims, keepdim=bool(given.get("keepdim", False)))
+        reduced: Tensor = labels.amax(dims, keepdim=bool(given.get("keepdim", False)))
+        return reduced
 
     def _alone(self, value: Value) -> Tensor:
-        """Operations on each number alone, or over the channels: what they read beside the tokens has none of its own."""
+        """Operations on each number alone, or over channels; what they read beside the tokens has no tokens itself."""
         shape = [example_size(size) for size in value.shape]
-        parts = [self.labels[v.id].expand(shape) for v in value.inputs() if v.id in self.labels]
+        parts: list[Tensor] = [self.labels[v.id].expand(shape) for v in value.inputs() if v.id in self.labels]
         for other in value.inputs():
             if isinstance(other.val, Tensor) and other.id not in self.labels and self._by_position(other, parts[0]):
                 raise Lost

@@ -8,12 +8,34 @@ import torch
 from torch import fx
 
 
+class Changes:
+    """The regions of a captured model that change, each from when it is first asked for."""
+
+    def __init__(self, root: fx.GraphModule) -> None:
+        self._root = root
+        self._regions: dict[str, Growing] = {}
+
+    def region(self, path: str) -> Growing:
+        """The graph of the region at a module path."""
+        if path not in self._regions:
+            module = self._root.get_submodule(path)
+            assert isinstance(module, fx.GraphModule)
+            self._regions[path] = Growing(module)
+        return self._regions[path]
+
+    def finish(self) -> None:
+        """Checks every graph and makes its code anew."""
+        for growing in self._regions.values():
+            growing.graph.lint()
+            growing.module.recompile()
+
+
 class Growing:
     """A region's graph, in which nodes are known by the names that they had when the patch was planned."""
 
-    def __init__(self, graph: fx.Graph) -> None:
-        self.graph = graph
-        self._original: dict[str, fx.Node] = {node.name: node for node in graph.nodes}
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module, self.graph = module, module.graph
+        self._original: dict[str, fx.Node] = {node.name: node for node in self.graph.nodes}
         self._current: dict[fx.Node, fx.Node] = {}
         self._copies: dict[fx.Node, fx.Node] = {}
 
@@ -55,6 +77,24 @@ class Growing:
             kind = "call_module" if isinstance(target, str) else "call_function"
             made: fx.Node = self.graph.create_node(kind, target, args, dict(kwargs or {}))  # type: ignore[arg-type]
         return made
+
+    def before(
+        self,
+        node: fx.Node,
+        target: Callable[..., object] | str,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object] | None = None,
+    ) -> fx.Node:
+        """A new node right before `node`; a text names a module."""
+        with self.graph.inserting_before(node):
+            kind = "call_module" if isinstance(target, str) else "call_function"
+            made: fx.Node = self.graph.create_node(kind, target, args, dict(kwargs or {}))  # type: ignore[arg-type]
+        return made
+
+    def state(self, node: fx.Node, name: str) -> fx.Node:
+        """A parameter, or a module, that the region holds; got right before `node`."""
+        with self.graph.inserting_before(node):
+            return self.graph.get_attr(name)
 
     def drop(self, node: fx.Node) -> None:
         """Erases a node that nobody reads any more, and what only it read."""

@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from fxtune.planning import Insertion, Patch
 from fxtune.rewriting.edits import carry_out
-from fxtune.rewriting.growing import Growing
+from fxtune.rewriting.growing import Changes
 from fxtune.tuners import build
 
 
@@ -25,13 +25,11 @@ def rewrite(root: fx.GraphModule, patch: Patch, *, dtype: torch.dtype = torch.fl
         RuleError: a tuner refuses its settings or its place.
     """
     built = [_build(root, insertion, i, patch, dtype) for i, insertion in enumerate(patch.insertions)]
-    by_region: dict[str, list[tuple[Insertion, nn.Module]]] = {}
+    changes = Changes(root)
     for insertion, tuner in zip(patch.insertions, built, strict=True):
-        by_region.setdefault(insertion.region, []).append((insertion, tuner))
-    for path, insertions in by_region.items():
-        region = root.get_submodule(path)
-        assert isinstance(region, fx.GraphModule)
-        _insert(region, insertions)
+        _tuners(changes.region(insertion.region).module)[insertion.label] = tuner
+        carry_out(insertion.edit, insertion, changes)
+    changes.finish()
     return root
 
 
@@ -49,14 +47,9 @@ def _build(root: fx.GraphModule, insertion: Insertion, number: int, patch: Patch
     )
 
 
-def _insert(region: fx.GraphModule, insertions: list[tuple[Insertion, nn.Module]]) -> None:
+def _tuners(region: fx.GraphModule) -> nn.ModuleDict:
     if "tuners" not in region._modules:
         region.add_module("tuners", nn.ModuleDict())
     tuners = region.tuners
     assert isinstance(tuners, nn.ModuleDict)
-    growing = Growing(region.graph)
-    for insertion, tuner in insertions:
-        tuners[insertion.label] = tuner
-        carry_out(insertion.edit, f"tuners.{insertion.label}", growing)
-    region.graph.lint()
-    region.recompile()
+    return tuners

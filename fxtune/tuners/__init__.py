@@ -7,10 +7,28 @@ own. A zero stays exactly zero on the way: a tuner that starts at zero leaves th
 
 from __future__ import annotations
 
-from fxtune.tuners import res_adapter, res_prefix, res_prompt  # noqa: F401 - importing registers them
-from fxtune.tuners.building import build, offers, refusal, settings
+from fxtune.tuners import (  # noqa: F401 - importing registers them
+    bitfit,
+    lora,
+    res_adapter,
+    res_prefix,
+    res_prompt,
+    vpt,
+)
+from fxtune.tuners.building import build, refusal, settings
 from fxtune.tuners.placement import Placement
-from fxtune.tuners.registry import names, tuner
+from fxtune.tuners.registry import joins_rows, maps_widths, names, offers, tuner
 from fxtune.tuners.resolving import resolve
 
-__all__ = ["Placement", "build", "names", "offers", "refusal", "resolve", "settings", "tuner"]
+__all__ = [
+    "Placement",
+    "build",
+    "joins_rows",
+    "maps_widths",
+    "names",
+    "offers",
+    "refusal",
+    "resolve",
+    "settings",
+    "tuner",
+]

@@ -29,11 +29,6 @@ def refusal(name: str, kind: str) -> str | None:
     return find(name).refuses.get(kind)
 
 
-def offers(name: str, method: str) -> bool:
-    """Whether the tuner `name` can be attached by this method (see `fxtune.tuners.registry`)."""
-    return callable(getattr(find(name).cls, method, None))
-
-
 def build(
     name: str,
     settings: Mapping[str, Any],
