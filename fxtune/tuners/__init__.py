@@ -17,8 +17,9 @@ from fxtune.tuners import (  # noqa: F401 - importing registers them
 )
 from fxtune.tuners.building import build, refusal, settings
 from fxtune.tuners.placement import Placement
-from fxtune.tuners.registry import joins_rows, maps_widths, names, offers, tuner
+from fxtune.tuners.registry import joins_rows, maps_widths, names, offers, spans_sites, tuner
 from fxtune.tuners.resolving import resolve
+from fxtune.tuners.rows import rows_through
 
 __all__ = [
     "Placement",
@@ -29,6 +30,8 @@ __all__ = [
     "offers",
     "refusal",
     "resolve",
+    "rows_through",
     "settings",
+    "spans_sites",
     "tuner",
 ]

@@ -120,6 +120,15 @@ def joins_rows(name: str) -> bool:
     return bool(getattr(find(name).cls, "joins_rows", False))
 
 
+def spans_sites(name: str) -> bool:
+    """Whether one tuner `name` serves all sites of a rule, its rows running from the first to the last.
+
+    Raises:
+        RuleError: no tuner is called so; the closest names.
+    """
+    return bool(getattr(find(name).cls, "spans_sites", False))
+
+
 def offers(name: str, method: str) -> bool:
     """Whether the tuner `name` can be attached by this method (see the top of this module).
 
