@@ -1,0 +1,38 @@
+"""In which precision attention is computed."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of logits, log-sum-exps and gates: float32 at least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def as_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Tensors cast as autocast casts what goes into `scaled_dot_product_attention`; unchanged where it is off."""
+    device = _device(*tensors)
+    if not _autocast(device):
+        return tensors
+    to = torch.get_autocast_dtype(device)
+    return tuple(
+        t.to(to) if t is not None and t.dtype.is_floating_point and t.dtype != torch.float64 else t for t in tensors
+    )
+
+
+def no_autocast(like: Tensor) -> contextlib.AbstractContextManager[object]:
+    """A context without autocast: what is written in float32 stays so."""
+    device = like.device.type
+    return torch.autocast(device, enabled=False) if _autocast(device) else contextlib.nullcontext()
+
+
+def _device(*tensors: Tensor | None) -> str:
+    return next(t.device.type for t in tensors if t is not None)
+
+
+def _autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
