@@ -10,7 +10,7 @@ from __future__ import annotations
 from fxtune.tuners import res_adapter, res_prefix, res_prompt  # noqa: F401 - importing registers them
 from fxtune.tuners.building import build, refusal, settings
 from fxtune.tuners.placement import Placement
-from fxtune.tuners.registry import names, tuner
+from fxtune.tuners.registry import names, shipped, tuner
 from fxtune.tuners.resolving import resolve
 
-__all__ = ["Placement", "build", "names", "refusal", "resolve", "settings", "tuner"]
+__all__ = ["Placement", "build", "names", "refusal", "resolve", "settings", "shipped", "tuner"]

@@ -97,6 +97,12 @@ def names() -> list[str]:
     return sorted(_entries)
 
 
+def shipped() -> list[str]:
+    """The tuners that fxtune itself brings."""
+    here = __name__.partition(".")[0]
+    return [name for name in names() if _entries[name].cls.__module__.partition(".")[0] == here]
+
+
 def _entry(name: str, cls: Any) -> Entry:
     """The entry of a class that has a tuner's form."""
 
