@@ -188,6 +188,7 @@ class Prompted:
         resized: what must fit more tokens.
         bypasses: what they go around.
         cut: where they leave, None where that is the core.
+        stays: whether they go through attentions in regions that the tuner itself is not in.
     """
 
     join: Join
@@ -196,6 +197,7 @@ class Prompted:
     resized: tuple[Resize, ...]
     bypasses: tuple[Bypass, ...]
     cut: Cut | None
+    stays: bool = False
 
     @property
     def method(self) -> str:

@@ -119,6 +119,7 @@ class _Planner:
             resized=tuple(found.resized),
             bypasses=tuple(found.bypasses),
             cut=self._cut(found) if cut else None,
+            stays=region is None,
         )
         home = join.region if region is None else region
         return Prompts(home, edit, self.attention, int(self.view.values[start].shape[-1]))

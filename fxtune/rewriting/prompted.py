@@ -20,10 +20,11 @@ def put_rows(edit: Prompted, insertion: Insertion, changes: Changes) -> None:
     many = prompts.shape[0]
     _cut(edit, many, changes)
     for region, core in edit.cores:
-        growing = changes.region(region)
-        if len(edit.cores) > 1:  # the tuner is at none of them: rows that others put in run through
-            growing.tuners()[insertion.label] = rows_through(many, core.method)
-        in_the_softmax(core, insertion.target, growing, query_rows=edit.query_rows)
+        growing, label = changes.region(region), insertion.label
+        if edit.stays:
+            label = f"{label}_rows"
+            growing.tuners()[label] = rows_through(many, core.method)
+        in_the_softmax(core, f"tuners.{label}", growing, query_rows=edit.query_rows)
     _join(edit, insertion, changes)
     _go_around(edit, many, changes)
     for resize in edit.resized:

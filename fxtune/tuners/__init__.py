@@ -17,7 +17,7 @@ from fxtune.tuners import (  # noqa: F401 - importing registers them
 )
 from fxtune.tuners.building import build, refusal, settings
 from fxtune.tuners.placement import Placement
-from fxtune.tuners.registry import joins_rows, maps_widths, names, offers, spans_sites, tuner
+from fxtune.tuners.registry import joins_rows, maps_widths, names, offers, shipped, spans_sites, tuner
 from fxtune.tuners.resolving import resolve
 from fxtune.tuners.rows import rows_through
 
@@ -32,6 +32,7 @@ __all__ = [
     "resolve",
     "rows_through",
     "settings",
+    "shipped",
     "spans_sites",
     "tuner",
 ]

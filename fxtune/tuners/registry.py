@@ -139,6 +139,12 @@ def offers(name: str, method: str) -> bool:
     return callable(found) and found is not nn.Module.forward
 
 
+def shipped() -> list[str]:
+    """The tuners that fxtune itself brings."""
+    here = __name__.partition(".")[0]
+    return [name for name in names() if _entries[name].cls.__module__.partition(".")[0] == here]
+
+
 def _entry(name: str, cls: Any) -> Entry:
     """The entry of a class that has a tuner's form."""
 
