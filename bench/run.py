@@ -16,6 +16,7 @@ from rich.table import Table
 import applying
 import attention
 import matching
+import training
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -31,6 +32,7 @@ def main() -> int:
         console.print(f"{row['what']}: export {row['export_s']:.2f} s, apply {row['apply_s']:.2f} s")
     rows.append(matching.measure(rounds))
     rows.extend(attention.measure(rounds))
+    rows.extend(training.measure(rounds))
 
     table = Table("what", "ratio", "measured", "at most", "")
     over = 0
