@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fxtune.matching import WeightLayout
+from fxtune.view import Tap
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,8 @@ class Bypass:
         axis: their token axis.
         readers: fx nodes that read the entry without rows.
         inside: ids of the values from behind the entry to the exit.
+        first: id of the entry.
+        last: id of the exit.
     """
 
     region: str
@@ -163,6 +166,8 @@ class Bypass:
     axis: int
     readers: tuple[str, ...]
     inside: frozenset[int]
+    first: int
+    last: int
 
 
 @dataclass(frozen=True)
@@ -186,6 +191,8 @@ class Prompted:
         cores: the attentions that they take part in, each with its region.
         query_rows: whether the queries have the rows too (not in cross-attention, where the context has them).
         resized: what must fit more tokens.
+        counts: fx nodes, with their regions, that read the number of tokens where the rows are counted in: all that
+            they are used for is without rows.
         bypasses: what they go around.
         cut: where they leave, None where that is the core.
         stays: whether they go through attentions in regions that the tuner itself is not in.
@@ -195,6 +202,7 @@ class Prompted:
     cores: tuple[tuple[str, Core], ...]
     query_rows: bool
     resized: tuple[Resize, ...]
+    counts: tuple[Tap, ...]
     bypasses: tuple[Bypass, ...]
     cut: Cut | None
     stays: bool = False

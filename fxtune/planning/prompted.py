@@ -117,6 +117,8 @@ class _Planner:
             cores=cores,
             query_rows=self.attention.q in found.values,
             resized=tuple(found.resized),
+            # The region where they join reads the number of tokens before they do.
+            counts=tuple(tap for id, tap in found.counts if id != start or tap.region != join.region),
             bypasses=tuple(found.bypasses),
             cut=self._cut(found) if cut else None,
             stays=region is None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 
 import torch
@@ -27,6 +28,11 @@ def put_rows(edit: Prompted, insertion: Insertion, changes: Changes) -> None:
         in_the_softmax(core, f"tuners.{label}", growing, query_rows=edit.query_rows)
     _join(edit, insertion, changes)
     _go_around(edit, many, changes)
+    for tap in edit.counts:
+        growing = changes.region(tap.region)
+        count = growing.current(tap.node)
+        readers = list(count.users)
+        growing.replace(tap.node, readers, growing.behind(count, operator.sub, (count, many)))
     for resize in edit.resized:
         node = changes.region(resize.region).original(resize.node)
         sizes = list(node.args[resize.position])  # type: ignore[arg-type]
