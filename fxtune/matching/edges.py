@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
 from fxtune.matching.site import Port
-from fxtune.view import View, example_size
+from fxtune.view import Value, View, example_size
 from fxtune.vocabulary import RESHAPING
 
 
@@ -39,33 +40,67 @@ class Edges:
         return value
 
     def operation(self, node: int, reads: int, path: str) -> tuple[Port, Port]:
-        """What one operation reads and gives: outside the reshapes around it that keep the channels an axis.
+        """What one operation reads and gives, as its module reads and gives it: outside the layout around it.
 
-        A linear map that is written for matrices flattens the batch and restores it. What changes the order of tokens
-        is passed on neither side, so that both have the same; dropout is another operation.
+        A linear map that is written for matrices flattens the batch and restores it; a norm of the last axis brings the
+        channels there and back. Both ends have their tokens in the same order, or are taken further in. Dropout is
+        another operation.
         """
         gives = self._result(node)
         rank, rank_in = (len(self.view.values[value].shape) for value in (gives, reads))
         axis = self.view.axes.get(gives, rank - 1)
         axis_in = axis if rank_in == rank else self.view.axes.get(reads, rank_in - 1)
-        taken = self._outward(reads, axis_in, path, self._layout_before)
-        return taken, self._outward(gives, axis, path, self._layout_behind)
-
-    def _outward(self, value: int, axis: int, path: str, step: Callable[[int, str], int | None]) -> Port:
-        """The value as far out as reshapes lead that keep the channels, which lie on `axis`, an axis."""
-        while (further := step(value, path)) is not None:
-            moved = self._kept(axis, value, further)
-            if moved is None:
+        for permuted in (True, False):
+            taken = self._outward(_End(reads, axis_in, tuple(range(rank_in))), path, self._before, permuted)
+            given = self._outward(_End(gives, axis, tuple(range(rank))), path, self._behind, permuted)
+            if taken.tokens == given.tokens:
                 break
-            value, axis = further, moved
-        return self._port(value, axis)
+        return self._port(taken.value, taken.axis), self._port(given.value, given.axis)
 
-    def _layout_before(self, value: int, path: str) -> int | None:
-        return self.view.values[value].inputs()[0].id if self._reshapes(value, path) else None
+    def _outward(self, end: _End, path: str, step: Callable[[_End], _End | None], permuted: bool) -> _End:
+        """As far out as layout leads that keeps the channels an axis, and the tokens in order unless `permuted`."""
+        while path and (further := step(end)) is not None:
+            layout = max(end.value, further.value)  # the operator between the two is the one that comes later
+            # Axis 0 is the batch's, so channels that are brought there cannot be told apart any more.
+            if not self._inside(layout, path) or further.axis == 0 or not (permuted or further.in_order):
+                break
+            end = further
+        return end
 
-    def _layout_behind(self, value: int, path: str) -> int | None:
-        reader = self._only_reader(value)
-        return reader if reader is not None and self._reshapes(reader, path) else None
+    def _before(self, end: _End) -> _End | None:
+        """What the layout operator that gives a value reads."""
+        value = self.view.values[end.value]
+        if value.op in RESHAPING:
+            return self._reshaped(end, value.inputs()[0])
+        moved = _permutation(value)
+        if moved is None:
+            return None
+        order = tuple(end.order[moved.index(axis)] for axis in range(len(moved)))
+        return _End(value.inputs()[0].id, moved[end.axis], order)
+
+    def _behind(self, end: _End) -> _End | None:
+        """What the layout operator that reads a value gives."""
+        reader = self._only_reader(end.value)
+        if reader is None:
+            return None
+        value = self.view.values[reader]
+        if value.op in RESHAPING:
+            return self._reshaped(end, value)
+        moved = _permutation(value)
+        if moved is None:
+            return None
+        return _End(reader, moved.index(end.axis), tuple(end.order[axis] for axis in moved))
+
+    def _reshaped(self, end: _End, other: Value) -> _End | None:
+        """The end on the other side of a reshape that leaves the channels where they are, last or behind the batch."""
+        # Sizes are compared as they are written: no guard is put on a symbolic one.
+        old, new = ([str(size) for size in shape] for shape in (self.view.values[end.value].shape, other.shape))
+        order = tuple(range(len(new)))
+        if not end.in_order:
+            return None
+        if end.axis == len(old) - 1 and new[-1:] == old[-1:]:
+            return _End(other.id, len(new) - 1, order)
+        return _End(other.id, 1, order) if end.axis == 1 and len(new) > 1 and new[:2] == old[:2] else None
 
     def _result(self, node: int) -> int:
         """The value of an operation; of one that returns its statistics too, the first item."""
@@ -92,13 +127,34 @@ class Edges:
     def _inside(self, value: int, path: str) -> bool:
         return not path or f"{self.view.values[value].module}.".startswith(f"{path}.")
 
-    def _reshapes(self, value: int, path: str) -> bool:
-        return path != "" and self.view.values[value].op in RESHAPING and self._inside(value, path)
 
-    def _kept(self, axis: int, value: int, other: int) -> int | None:
-        """Where a reshape between two values leaves the channels, which lie on `axis` of the first; None if nowhere."""
-        # Sizes are compared as they are written: no guard is put on a symbolic one.
-        old, new = ([str(size) for size in self.view.values[v].shape] for v in (value, other))
-        if axis == len(old) - 1 and new[-1:] == old[-1:]:
-            return len(new) - 1
-        return 1 if axis == 1 and len(new) > 1 and new[:2] == old[:2] else None
+@dataclass(frozen=True)
+class _End:
+    """An end of an operation on its way outward: a value, its channel axis, and what each axis was at the operation."""
+
+    value: int
+    axis: int
+    order: tuple[int, ...]
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The order of the tokens: all axes but the channels', counted anew."""
+        axes = [place for axis, place in enumerate(self.order) if axis != self.axis]
+        return () if axes == sorted(axes) else tuple(sorted(axes).index(place) for place in axes)
+
+    @property
+    def in_order(self) -> bool:
+        return self.tokens == ()
+
+
+def _permutation(value: Value) -> list[int] | None:
+    """Which axis of its operand each axis of a value is; None where it permutes nothing."""
+    rank = len(value.shape)
+    order = list(range(rank))
+    if value.op == "permute":
+        return [int(axis) % rank for axis in value.args[1]]
+    if value.op in ("transpose", "swapaxes", "swapdims"):
+        one, other = (int(axis) % rank for axis in value.args[1:3])
+        order[one], order[other] = other, one
+        return order
+    return None
