@@ -43,26 +43,36 @@ class Edges:
         """What one operation reads and gives, as its module reads and gives it: outside the layout around it.
 
         A linear map that is written for matrices flattens the batch and restores it; a norm of the last axis brings the
-        channels there and back. Both ends have their tokens in the same order, or are taken further in. Dropout is
-        another operation.
+        channels there and back. Both ends have their tokens in the same order, and as far as can be in the same
+        shape: else they are taken further in. Dropout is another operation.
         """
         gives = self._result(node)
         rank, rank_in = (len(self.view.values[value].shape) for value in (gives, reads))
         axis = self.view.axes.get(gives, rank - 1)
         axis_in = axis if rank_in == rank else self.view.axes.get(reads, rank_in - 1)
-        for permuted in (True, False):
-            taken = self._outward(_End(reads, axis_in, tuple(range(rank_in))), path, self._before, permuted)
-            given = self._outward(_End(gives, axis, tuple(range(rank))), path, self._behind, permuted)
-            if taken.tokens == given.tokens:
-                break
+        ends = [
+            (
+                self._outward(_End(reads, axis_in, tuple(range(rank_in))), path, self._before, passes),
+                self._outward(_End(gives, axis, tuple(range(rank))), path, self._behind, passes),
+            )
+            for passes in (_any_layout, _in_order, _nothing)
+        ]
+        ordered = [(taken, given) for taken, given in ends if taken.tokens == given.tokens]
+        alike = [(taken, given) for taken, given in ordered if self._sizes(taken) == self._sizes(given)]
+        taken, given = (alike or ordered)[0]
         return self._port(taken.value, taken.axis), self._port(given.value, given.axis)
 
-    def _outward(self, end: _End, path: str, step: Callable[[_End], _End | None], permuted: bool) -> _End:
-        """As far out as layout leads that keeps the channels an axis, and the tokens in order unless `permuted`."""
+    def _sizes(self, end: _End) -> list[int]:
+        """The sizes of all axes but the channels', in the example."""
+        shape = self.view.values[end.value].shape
+        return [example_size(size) for axis, size in enumerate(shape) if axis != end.axis]
+
+    def _outward(self, end: _End, path: str, step: _Step, passes: Callable[[_End], bool]) -> _End:
+        """As far out as layout leads that keeps the channels an axis, inside the module and through what `passes`."""
         while path and (further := step(end)) is not None:
             layout = max(end.value, further.value)  # the operator between the two is the one that comes later
-            # Axis 0 is the batch's, so channels that are brought there cannot be told apart any more.
-            if not self._inside(layout, path) or further.axis == 0 or not (permuted or further.in_order):
+            # Axis 0 is the batch's: channels that are brought there cannot be told apart any more.
+            if not self._inside(layout, path) or further.axis == 0 or not passes(further):
                 break
             end = further
         return end
@@ -144,7 +154,23 @@ class _End:
 
     @property
     def in_order(self) -> bool:
+        """Whether the tokens are as the operation has them."""
         return self.tokens == ()
+
+
+_Step = Callable[[_End], _End | None]
+
+
+def _any_layout(_: _End) -> bool:
+    return True
+
+
+def _in_order(end: _End) -> bool:
+    return end.in_order
+
+
+def _nothing(_: _End) -> bool:
+    return False
 
 
 def _permutation(value: Value) -> list[int] | None:
