@@ -17,7 +17,7 @@ from fxtune.view import view
 from timing import paired
 
 SHALLOW, DEEP, AT_MOST = 120, 1200, 12.0
-KINDS = ("mha", "ffn", "block")
+KINDS = {"mha": 1, "ffn": 1, "block": 1, "linear": 4, "biased": 6}  # sites of each in a block
 
 
 def measure(rounds: int) -> dict[str, Any]:
@@ -39,9 +39,10 @@ def matching(blocks: int) -> Callable[[], None]:
 
     def work() -> None:
         sites = Sites(view(captured), library)
-        for kind in KINDS:
+        for kind, each in KINDS.items():
             found = len(sites.of(kind))
-            assert found == blocks, f"{found} {kind} sites in {blocks} blocks"
+            assert found == each * blocks, f"{found} {kind} sites in {blocks} blocks"
+        assert len(sites.of("mha", on=["q_proj", "out_proj"])) == 2 * blocks
 
     return work
 

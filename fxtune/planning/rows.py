@@ -148,9 +148,8 @@ class _Walk:
             ops = by_position & set(leading)
             if not ops:
                 continue
-            entry = _meeting(nx.immediate_dominators(leading, self.start), ops)
-            backwards: Any = leading.reverse()
-            exit = _meeting(nx.immediate_dominators(backwards, target), ops, itself=True)
+            entry = _meeting(_dominators(leading, self.start), ops)
+            exit = _meeting(_dominators(leading.reverse(), target), ops, itself=True)
             inside = (set(nx.descendants(leading, entry)) & set(nx.ancestors(leading, exit))) | {exit}
             axis = self._axis(self.labels.get(entry))
             same = _sizes(self.view.values[entry]) == _sizes(self.view.values[exit])
@@ -284,6 +283,11 @@ class _Walk:
             found=f"an operation {what}: {self.view.values[id].place()}",
             fix="choose other sites (`where:`), or a prefix, which brings keys and values of its own",
         )
+
+
+def _dominators(graph: Any, start: int) -> dict[int, int]:
+    found: dict[int, int] = nx.immediate_dominators(graph, start)
+    return found
 
 
 def _meeting(dominators: Mapping[int, int], ops: set[int], *, itself: bool = False) -> int:
