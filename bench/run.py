@@ -30,7 +30,7 @@ def main() -> int:
     for row in applying.measure(rounds):
         rows.append(row)
         console.print(f"{row['what']}: export {row['export_s']:.2f} s, apply {row['apply_s']:.2f} s")
-    rows.append(matching.measure(rounds))
+    rows.extend(matching.measure(rounds))
     rows.extend(attention.measure(rounds))
     rows.extend(training.measure(rounds))
 

@@ -144,7 +144,7 @@ class _Walk:
         would be summed with themselves.
         """
         for target in sorted({*self.ends, *self.cores.values()} & set(self.graph)):
-            leading = self.graph.subgraph({target, *nx.ancestors(self.graph, target)})
+            leading: Any = self.graph.subgraph({target, *nx.ancestors(self.graph, target)})
             ops = by_position & set(leading)
             if not ops:
                 continue
