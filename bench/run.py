@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 import applying
+import attention
 import matching
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -29,6 +30,7 @@ def main() -> int:
         rows.append(row)
         console.print(f"{row['what']}: export {row['export_s']:.2f} s, apply {row['apply_s']:.2f} s")
     rows.append(matching.measure(rounds))
+    rows.extend(attention.measure(rounds))
 
     table = Table("what", "ratio", "measured", "at most", "")
     over = 0

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fxtune.errors import PlanError, RuleError
-from fxtune.matching import Port, Site, Sites
+from fxtune.matching import Attention, Port, Site, Sites
 from fxtune.planning.core import core_edit
-from fxtune.planning.edits import After, Beside, Core, Edit, Prompted, Value
+from fxtune.planning.edits import After, Beside, Edit, Value
 from fxtune.planning.place import Places
-from fxtune.planning.prompted import prompted_edit
+from fxtune.planning.prompted import Prompts, prompts_at, prompts_through
 from fxtune.planning.storage import Overwritten
 from fxtune.planning.weights import in_weights_edit
 from fxtune.rules import Rule
@@ -57,24 +58,33 @@ class Attachments:
             return self._after(rule, site)
         raise _no_original(rule, where)
 
+    def through(self, rule: Rule, run: Sequence[Site], where: str) -> Attachment:
+        """How a tuner is attached whose prompts stay in the sequence from the first site to the last.
+
+        Raises:
+            PlanError: it cannot be; why.
+        """
+        method = "attend" if self.form == "unbound" else "attend_original"
+        return self._prompts(prompts_through(self.sites, self.places, run, method), rule, run[0], where)
+
     def _in_softmax(self, rule: Rule, site: Site, method: str, where: str) -> Attachment:
-        edit: Core | Prompted
         if joins_rows(rule.tuner):
-            region, edit, attention, width = prompted_edit(self.sites, self.places, site, method)
-        elif site.attention is None or not site.attention.whole:
+            return self._prompts(prompts_at(self.sites, self.places, site, method), rule, site, where)
+        if site.attention is None or not site.attention.whole:
             raise PlanError(
                 f"{rule.tuner} goes on attentions only",
                 found=f"the {site.kind} at `{site.path}`",
                 where=where,
                 fix="write `at: mha`",
             )
-        else:
-            attention, width = site.attention, site.width
-            region, edit = core_edit(self.sites.view, self.places, site, method)
-        core = edit.core if isinstance(edit, Prompted) else edit
+        region, core = core_edit(self.sites.view, self.places, site, method)
         self._claim(region, core.node, rule, site, where)
-        facts = {"kv_heads": attention.kv_heads, "head_dim": attention.head_dim, "width_in": width}
-        return Attachment(region, edit, facts)
+        return Attachment(region, core, _facts(site.attention, site.width))
+
+    def _prompts(self, prompts: Prompts, rule: Rule, site: Site, where: str) -> Attachment:
+        for region, core in prompts.edit.cores:
+            self._claim(region, core.node, rule, site, where)
+        return Attachment(prompts.region, prompts.edit, _facts(prompts.attention, prompts.width))
 
     def _claim(self, region: str, node: str, rule: Rule, site: Site, where: str) -> None:
         other = self._cores.setdefault((region, node), where)
@@ -131,6 +141,11 @@ def _read(rule: Rule, site: Site) -> Port:
             "(`reads: output`)",
         )
     return site.input if rule.reads == "input" and same_width and same_positions else site.output
+
+
+def _facts(attention: Attention, width: int) -> dict[str, int]:
+    """What a tuner that takes part in an attention is told."""
+    return {"kv_heads": attention.kv_heads, "head_dim": attention.head_dim, "width_in": width}
 
 
 def _value(node: str, port: Port, copied: bool = False) -> Value:

@@ -176,36 +176,39 @@ class Cut:
 
 @dataclass(frozen=True)
 class Prompted:
-    """The tuner's prompts as rows of the sequence, from where they join to the attention core or to the unit's end.
+    """The tuner's prompts as rows of the sequence, from where they join to an attention's core or to `cut`.
 
-    The tuner lives in the region of the core. In the unbound form the core's operands bring the rows and its result has
-    none; in the original form they go on to `cut`.
+    In the unbound form the core's operands bring the rows and its result has none, unless they go on to further cores;
+    in the original form they go on to `cut`.
 
     Attributes:
         join: where they join.
-        core: the attention that they take part in.
-        query_rows: whether its queries have the rows too (not in cross-attention, where the context has them).
+        cores: the attentions that they take part in, each with its region.
+        query_rows: whether the queries have the rows too (not in cross-attention, where the context has them).
         resized: what must fit more tokens.
         bypasses: what they go around.
         cut: where they leave, None where that is the core.
+        stays: whether they go through attentions in regions that the tuner itself is not in.
     """
 
     join: Join
-    core: Core
+    cores: tuple[tuple[str, Core], ...]
     query_rows: bool
     resized: tuple[Resize, ...]
     bypasses: tuple[Bypass, ...]
     cut: Cut | None
+    stays: bool = False
 
     @property
     def method(self) -> str:
         """The tuner's method."""
-        return self.core.method
+        return self.cores[0][1].method
 
     def told(self, tuner: str) -> str:
         """The edit in a line."""
         until = f", cut behind {self.cut.node}" if self.cut else ""
-        return f"rows of {tuner} behind {self.join.node}{until}; {self.core.told(tuner)}"
+        cores = "; ".join(core.told(tuner) for _, core in self.cores)
+        return f"rows of {tuner} behind {self.join.node}{until}; {cores}"
 
 
 Edit = Beside | After | InWeights | Core | Prompted

@@ -92,10 +92,19 @@ class _Walk:
         if lost:
             first = min(around or lost)
             raise self._refused("treats tokens by their position", first)
+        self._check_readers(found)
         inside = {id for bypass in found.bypasses for id in bypass.inside}
         found.resized = [resize for resize in found.resized if resize.value not in inside]
         found.axes = {id: axis for id in found.values if (axis := self._axis(self.labels.get(id))) is not None}
         return found
+
+    def _check_readers(self, found: Way) -> None:
+        """What is not on the way must not see the rows."""
+        stays = {*self.ends, *(end for core, q in self.cores.items() for end in (core, q)), self.start}
+        for id in found.values:
+            for reader in self.view.readers.get(id, []) if id not in stays else ():
+                if reader not in self.graph and _tensors(self.view.values[reader].val):
+                    raise self._refused(f"is read by {self.view.values[reader].place()}, too, without rows", id)
 
     # ---- the values on the way ---------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from torch import nn
 from fxtune import source
 from fxtune.errors import RuleError, SourceError
 from fxtune.source import Document, Loc
+from fxtune.tuners.attaching import attached
 from fxtune.tuners.placement import Placement
 from fxtune.tuners.registry import Entry, find
 
@@ -67,9 +68,7 @@ def build(
         if seed is not None:
             torch.default_generator.manual_seed(seed)
         module = entry.cls(place, **values)
-    if method != "forward":
-        module.forward = getattr(module, method)
-    return module.to(device=target, dtype=dtype)
+    return attached(module, method).to(device=target, dtype=dtype)
 
 
 def checked(entry: Entry, document: Document, at: Loc = ()) -> dict[str, Any]:

@@ -120,6 +120,15 @@ def joins_rows(name: str) -> bool:
     return bool(getattr(find(name).cls, "joins_rows", False))
 
 
+def spans_sites(name: str) -> bool:
+    """Whether one tuner `name` serves all sites of a rule, its rows running from the first to the last.
+
+    Raises:
+        RuleError: no tuner is called so; the closest names.
+    """
+    return bool(getattr(find(name).cls, "spans_sites", False))
+
+
 def offers(name: str, method: str) -> bool:
     """Whether the tuner `name` can be attached by this method (see the top of this module).
 
@@ -128,6 +137,12 @@ def offers(name: str, method: str) -> bool:
     """
     found = getattr(find(name).cls, method, None)
     return callable(found) and found is not nn.Module.forward
+
+
+def shipped() -> list[str]:
+    """The tuners that fxtune itself brings."""
+    here = __name__.partition(".")[0]
+    return [name for name in names() if _entries[name].cls.__module__.partition(".")[0] == here]
 
 
 def _entry(name: str, cls: Any) -> Entry:

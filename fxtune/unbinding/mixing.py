@@ -74,7 +74,8 @@ def shares(q: Tensor, lse: Tensor, k_pre: Tensor, scale: float) -> tuple[Tensor,
 
 def prefix_logits(q: Tensor, k_pre: Tensor, scale: float) -> Tensor:
     """``s K_pre Qᵀ`` in float32 at least: heads x P x rows, in the order of `by_head`."""
-    return torch.bmm(for_queries(k_pre, q) * scale, by_head(q, k_pre).to(wide(q.dtype)).mT)
+    # Scaled last, as in the kernels: so these logits are rounded as often as those that they are compared with.
+    return torch.bmm(for_queries(k_pre, q), by_head(q, k_pre).to(wide(q.dtype)).mT) * scale
 
 
 def from_prefix(weights: Tensor, learned: Tensor, q: Tensor) -> Tensor:
