@@ -47,6 +47,12 @@ class Captured:
         original.load_state_dict(unbound.state_dict())
         return unbound, original
 
+    def kv_heads(self, path: str) -> int:
+        """Key heads of the attention whose core lies at a module path."""
+        (attention,) = (s.attention for s in self.sites.of("mha") if f"{path}.".startswith(f"{s.path}."))
+        assert attention is not None
+        return attention.kv_heads
+
     def inputs(self) -> list[Inputs]:
         """The example and the others, in float64."""
         return [cast(inputs, torch.float64) for inputs in (self.case.example, *self.case.others)]
@@ -80,16 +86,17 @@ def floats(output: Any) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Run:
-    """What a model gives, and the gradients of a fixed functional of it, by name of weight or input."""
+    """What a model gives, and the gradients of a fixed functional of it."""
 
     outputs: list[Tensor]
     gradients: dict[str, Tensor]
 
 
-def run(model: nn.Module, inputs: Inputs, weights: dict[str, Any] | None = None) -> Run:
-    """Runs `model`; gradients are of `weights` (by default those of its tuners) and of the floating inputs."""
+def run(model: nn.Module, inputs: Inputs) -> Run:
+    """Runs `model`; gradients are of its tuners' weights, by number, and of the floating inputs."""
     inputs = {k: v.clone().requires_grad_() if _is_float(v) else v for k, v in inputs.items()}
-    wanted = {**(tuners(model) if weights is None else weights), **{k: v for k, v in inputs.items() if _is_float(v)}}
+    weights: dict[str, Any] = {str(i): weight for i, weight in enumerate(tuners(model).values())}
+    wanted = {**weights, **{k: v for k, v in inputs.items() if _is_float(v)}}
     outputs = floats(model(**inputs))
     drawn = torch.Generator().manual_seed(3)
     total = sum((y * torch.randn(y.shape, generator=drawn, dtype=torch.float64).to(y)).sum() for y in outputs)

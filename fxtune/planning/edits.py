@@ -79,10 +79,18 @@ class InWeights:
 
 @dataclass(frozen=True)
 class Bias:
-    """What is added to attention logits: an fx node, and the factor that it is multiplied with."""
+    """What is added to attention logits.
+
+    Attributes:
+        node: fx node.
+        factor: what it is multiplied with.
+        groups: G where the model adds it to logits whose samples it has parted, B/G x G x H x N x S (windows of an
+            image, say); else None.
+    """
 
     node: str
     factor: float = 1.0
+    groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +174,16 @@ class Bypass:
 
 
 @dataclass(frozen=True)
+class Aside:
+    """Readers of a value with rows at the end of `axis` that are to read it without."""
+
+    region: str
+    node: str
+    axis: int
+    readers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Cut:
     """Where prompt rows are thrown away: the fx node of a sequence with rows at the end of `axis`."""
 
@@ -187,6 +205,7 @@ class Prompted:
         query_rows: whether the queries have the rows too (not in cross-attention, where the context has them).
         resized: what must fit more tokens.
         bypasses: what they go around.
+        asides: who reads what they are in, off their way.
         cut: where they leave, None where that is the core.
         stays: whether they go through attentions in regions that the tuner itself is not in.
     """
@@ -196,6 +215,7 @@ class Prompted:
     query_rows: bool
     resized: tuple[Resize, ...]
     bypasses: tuple[Bypass, ...]
+    asides: tuple[Aside, ...]
     cut: Cut | None
     stays: bool = False
 

@@ -127,6 +127,8 @@ class _Walk:
 
     def _joins_again(self, id: int, lost: set[int]) -> int | None:
         """If every way from a lost operation to the ends runs through `id`: the value from which all of them part."""
+        if self.view.values[id].op in PRODUCTS:
+            return None  # a term of a rotation, whose other term is to come
         if self.view.values[id].val is None or any(end not in self._behind(id) for end in self._ends_of(lost)):
             return None
         if not all(self._only_through(other, id) for other in lost):
@@ -163,6 +165,9 @@ class _Walk:
         if axis is None:
             raise self._refused("treats tokens by their position, where they share an axis with others", exit)
         inside = self._behind(entry) & (set(nx.ancestors(self.graph, exit)) | {exit}) - {entry}
+        for value in (self.view.values[id] for id in inside):
+            if value.op in MAPS:
+                raise self._refused("treats tokens by their position, with weights", value.id)
         taps = [self._tap(entry), self._tap(exit)]
         if taps[0].region != taps[1].region:
             raise self._refused("treats tokens by their position in more than one module", exit)
@@ -195,7 +200,8 @@ class _Walk:
         if any(_tensors(v.val) and v.id not in self.labels for v in value.inputs()):
             raise Lost  # something that has its own tokens is put beside them
         args, kwargs = fx.node.map_aggregate((value.args, value.kwargs), self._plain)
-        moved = value.target(*args, **kwargs)
+        # Token numbers need not lie in memory as the values do.
+        moved = args[0].reshape(args[1]) if value.op in ("view", "_unsafe_view") else value.target(*args, **kwargs)
         self._check_order(moved)
         if value.op in SIZED:
             self._resize(value, moved, found)
@@ -286,6 +292,9 @@ def _names(text: str) -> frozenset[str]:
 
 MAPS = _names("linear addmm mm matmul")
 """Maps of the channels, by a weight."""
+
+PRODUCTS = _names("mul div")
+"""What scales numbers."""
 
 REDUCES = _names("mean sum linalg_vector_norm")
 """What makes one number of several."""
