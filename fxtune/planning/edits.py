@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fxtune.matching import WeightLayout
-from fxtune.view import Tap
 
 
 @dataclass(frozen=True)
@@ -80,10 +79,18 @@ class InWeights:
 
 @dataclass(frozen=True)
 class Bias:
-    """What is added to attention logits: an fx node, and the factor that it is multiplied with."""
+    """What is added to attention logits.
+
+    Attributes:
+        node: fx node.
+        factor: what it is multiplied with.
+        groups: G where the model adds it to logits whose samples it has parted, B/G x G x H x N x S (windows of an
+            image, say); else None.
+    """
 
     node: str
     factor: float = 1.0
+    groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +178,16 @@ class Bypass:
 
 
 @dataclass(frozen=True)
+class Aside:
+    """Readers of a value with rows at the end of `axis` that are to read it without."""
+
+    region: str
+    node: str
+    axis: int
+    readers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Cut:
     """Where prompt rows are thrown away: the fx node of a sequence with rows at the end of `axis`."""
 
@@ -191,9 +208,8 @@ class Prompted:
         cores: the attentions that they take part in, each with its region.
         query_rows: whether the queries have the rows too (not in cross-attention, where the context has them).
         resized: what must fit more tokens.
-        counts: fx nodes, with their regions, that read the number of tokens where the rows are counted in: all that
-            they are used for is without rows.
         bypasses: what they go around.
+        asides: who reads what they are in, off their way.
         cut: where they leave, None where that is the core.
         stays: whether they go through attentions in regions that the tuner itself is not in.
     """
@@ -202,8 +218,8 @@ class Prompted:
     cores: tuple[tuple[str, Core], ...]
     query_rows: bool
     resized: tuple[Resize, ...]
-    counts: tuple[Tap, ...]
     bypasses: tuple[Bypass, ...]
+    asides: tuple[Aside, ...]
     cut: Cut | None
     stays: bool = False
 

@@ -7,7 +7,7 @@ axis (or part of an axis) along which the numbers differ is where the tokens are
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from fxtune.errors import PlanError
 from fxtune.planning.edits import Bypass, Resize
-from fxtune.view import Tap, Value, View, example_size
+from fxtune.view import Value, View, example_size
 from fxtune.vocabulary import CAST, DROPOUT, LAYOUT, PART
 
 SIZED = {"view": 1, "reshape": 1, "_unsafe_view": 1, "expand": 1, "view_copy": 1}
@@ -36,14 +36,12 @@ class Way:
         values: ids, in the order of computation; the first is the one that the rows join.
         axes: the token axis of each value that has the tokens on one axis of their own.
         resized: reshapes and the like.
-        counts: where the number of tokens is read off a value: the value's id, and the place of the number.
         bypasses: runs of operations that treat tokens by position, which the rows go around.
     """
 
     values: list[int]
     axes: dict[int, int] = field(default_factory=dict)
     resized: list[Resize] = field(default_factory=list)
-    counts: list[tuple[int, Tap]] = field(default_factory=list)
     bypasses: list[Bypass] = field(default_factory=list)
 
 
@@ -76,8 +74,6 @@ class _Walk:
         found = Way(sorted(self.graph))
         while by_position := self._follow(found):
             found.bypasses.append(self._around(by_position))
-        self._check_readers(found)
-        found.counts = list(self._counts(found))
         found.axes = {id: axis for id in found.values if (axis := self._axis(self.labels.get(id))) is not None}
         return found
 
@@ -100,23 +96,6 @@ class _Walk:
                 except Lost:
                     by_position.add(id)
         return by_position
-
-    def _check_readers(self, found: Way) -> None:
-        """What is not on the way must not see the rows."""
-        stays = {*self.ends, *(end for core, q in self.cores.items() for end in (core, q)), self.start}
-        for id in found.values:
-            for reader in self.view.readers.get(id, []) if id not in stays else ():
-                other = self.view.values[reader]
-                if reader not in self.graph and _tensors(other.val) and other.op not in FRESH:
-                    raise self._refused(f"is read by {other.place()}, too, without rows", id)
-
-    def _counts(self, found: Way) -> Iterator[tuple[int, Tap]]:
-        inside = {id for bypass in found.bypasses for id in bypass.inside - {bypass.last}}
-        for id in found.values:
-            for reader in self.view.readers.get(id, []) if id not in inside else ():
-                value = self.view.values[reader]
-                if value.op == "sym_size" and value.taps and value.args[1] in _varying(self.labels[id]):
-                    yield id, value.taps[0]
 
     # ---- the values on the way ---------------------------------------------------------------------------------------
 
@@ -159,6 +138,9 @@ class _Walk:
         raise self._refused("treats tokens by their position", min(by_position))
 
     def _bypass(self, entry: int, exit: int, axis: int, inside: set[int]) -> Bypass:
+        for value in (self.view.values[id] for id in inside):
+            if value.op in MAPS:
+                raise self._refused("treats tokens by their position, with weights", value.id)
         first, last = self._tap(entry), self._tap(exit)
         if first.region != last.region:
             raise self._refused("treats tokens by their position in more than one module", exit)
@@ -200,7 +182,8 @@ class _Walk:
         if any(_tensors(v.val) and v.id not in self.labels for v in value.inputs()):
             raise Lost  # something that has its own tokens is put beside them
         args, kwargs = fx.node.map_aggregate((value.args, value.kwargs), self._plain)
-        moved = value.target(*args, **kwargs)
+        # Token numbers need not lie in memory as the values do.
+        moved = args[0].reshape(args[1]) if value.op in ("view", "_unsafe_view") else value.target(*args, **kwargs)
         self._check_order(moved)
         if value.op in SIZED:
             self._resize(value, moved, found)

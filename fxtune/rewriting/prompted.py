@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 
 import torch
@@ -26,13 +25,9 @@ def put_rows(edit: Prompted, insertion: Insertion, changes: Changes) -> None:
             label = f"{label}_rows"
             growing.tuners()[label] = rows_through(many, core.method)
         in_the_softmax(core, f"tuners.{label}", growing, query_rows=edit.query_rows)
+    _step_aside(edit, many, changes)
     _join(edit, insertion, changes)
     _go_around(edit, many, changes)
-    for tap in edit.counts:
-        growing = changes.region(tap.region)
-        count = growing.current(tap.node)
-        readers = list(count.users)
-        growing.replace(tap.node, readers, growing.behind(count, operator.sub, (count, many)))
     for resize in edit.resized:
         node = changes.region(resize.region).original(resize.node)
         sizes = list(node.args[resize.position])  # type: ignore[arg-type]
@@ -50,6 +45,14 @@ def _join(edit: Prompted, insertion: Insertion, changes: Changes) -> None:
     path = insertion.path.removeprefix(f"{edit.join.region}.")
     joined.update_arg(1, growing.state(joined, f"{path}.prompts"))
     _read(readers, sequence, joined)
+
+
+def _step_aside(edit: Prompted, many: int, changes: Changes) -> None:
+    for aside in edit.asides:
+        growing = changes.region(aside.region)
+        rows = growing.current(aside.node)
+        alone = growing.behind(rows, without_rows, (rows, many, aside.axis))
+        _read([growing.current(name) for name in aside.readers], rows, alone)
 
 
 def _go_around(edit: Prompted, many: int, changes: Changes) -> None:
