@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from fxtune.matching.site import Port
-from fxtune.view import View, example_size
+from fxtune.view import View, example_size, written
 from fxtune.vocabulary import RESHAPING
 
 
@@ -83,7 +83,7 @@ class Edges:
     def _port(self, value: int, axis: int) -> Port:
         found = self.view.values[value]
         positions = math.prod(example_size(size) for i, size in enumerate(found.shape) if i not in (0, axis))
-        return Port(value, tuple(found.taps), tuple(map(str, found.shape)), axis, int(found.shape[axis]), positions)
+        return Port(value, tuple(found.taps), tuple(map(written, found.shape)), axis, int(found.shape[axis]), positions)
 
     def _only_reader(self, value: int) -> int | None:
         readers = self.view.readers.get(value, [])
@@ -98,7 +98,7 @@ class Edges:
     def _kept(self, axis: int, value: int, other: int) -> int | None:
         """Where a reshape between two values leaves the channels, which lie on `axis` of the first; None if nowhere."""
         # Sizes are compared as they are written: no guard is put on a symbolic one.
-        old, new = ([str(size) for size in self.view.values[v].shape] for v in (value, other))
+        old, new = ([written(size) for size in self.view.values[v].shape] for v in (value, other))
         if axis == len(old) - 1 and new[-1:] == old[-1:]:
             return len(new) - 1
         return 1 if axis == 1 and len(new) > 1 and new[:2] == old[:2] else None
