@@ -16,7 +16,7 @@ from fxtune.inspection import Inspection, counted, outcomes
 from fxtune.matching import Sites
 from fxtune.names import resolve as resolve_model
 from fxtune.patterns import Library, load_patterns
-from fxtune.planning import Patch, last_linear, plan
+from fxtune.planning import Form, Patch, last_linear, plan
 from fxtune.rewriting import rewrite
 from fxtune.rules import RuleSet, load
 from fxtune.tracing import Region
@@ -38,6 +38,7 @@ def apply(
     seed: int | None = None,
     dtype: torch.dtype = torch.float32,
     batchnorm: Literal["frozen", "track"] = "frozen",
+    form: Form = "unbound",
     **overrides: Any,
 ) -> TunedModel:
     """Captures a model, finds what the rules name, and puts tuners there.
@@ -54,6 +55,9 @@ def apply(
         dtype: of the new weights.
         batchnorm: ``frozen`` keeps the statistics of every batch norm as they are; ``track`` lets them move, on
             private copies.
+        form: ``unbound`` puts tuners beside the operations; ``original`` tangles them as their own papers do (more
+            keys, a layer behind, a sum with a weight). Both have the same weights under the same names and compute
+            the same.
         overrides: settings (``dim=20``) for every tuner that has them, and conditions (``blocks="0..5"``,
             ``drop=[3]``) for every rule.
 
@@ -65,14 +69,14 @@ def apply(
         FxtuneError: what could not be done, where, and what to do about it. The model is then as it was.
     """
     model = resolve_model(model) if isinstance(model, str) else model
-    _check_arguments(model, num_classes, dtype, batchnorm)
+    _check_arguments(model, num_classes, dtype, batchnorm, form)
     if isinstance(model, TunedModel):
         raise PlanError(
             "this model is tuned already",
             found=f"{type(model).__name__} with {len(model.trainable)} trained tensors",
             fix="pass all rules at once as a list, or the original: tuned.strip()",
         )
-    draft = _draft(model, rules, overrides, example_inputs, head, num_classes, seed, dtype)
+    draft = _draft(model, rules, overrides, example_inputs, head, num_classes, seed, dtype, form)
     patch = draft.patch
     graph = rewrite(draft.graph, patch, dtype=dtype)
     weights = {i.path: _size(graph.get_submodule(i.path)) for i in patch.insertions}
@@ -105,6 +109,7 @@ def inspect(
     example_inputs: Any = None,
     head: str | None = None,
     num_classes: int | None = None,
+    form: Form = "unbound",
     **overrides: Any,
 ) -> Inspection:
     """What a model has, and what rules would do to it: sites, near misses, weights to train.
@@ -114,7 +119,7 @@ def inspect(
     """
     model = resolve_model(model, meta=True) if isinstance(model, str) else model
     draft = _draft(
-        model, rules or {"train": ["tuners"]}, overrides, example_inputs, head, num_classes, None, torch.float32
+        model, rules or {"train": ["tuners"]}, overrides, example_inputs, head, num_classes, None, torch.float32, form
     )
     kinds = dict.fromkeys(
         ["mha", "ffn", "block", "conv_mixer", *(rule.at for s in draft.recipe.rule_sets for rule in s.rules)]
@@ -144,6 +149,7 @@ class Recipe:
     head: str | None
     seed: int | None
     dtype: torch.dtype
+    form: Form
 
     def library(self) -> Library:
         """The shipped patterns and those of the rule files."""
@@ -152,7 +158,7 @@ class Recipe:
     def plan(self, graph: fx.GraphModule) -> tuple[Sites, Patch]:
         """The sites of a capture, and what the rules change there."""
         sites = Sites(view(graph), self.library())
-        return sites, plan(graph, sites, self.rule_sets, head=self.head, seed=self.seed)
+        return sites, plan(graph, sites, self.rule_sets, head=self.head, seed=self.seed, form=self.form)
 
     def __call__(self, graph: Region) -> Region:
         """The capture with its tuners in."""
@@ -181,6 +187,7 @@ def _draft(
     num_classes: int | None,
     seed: int | None,
     dtype: torch.dtype,
+    form: Form,
 ) -> _Draft:
     rule_sets = tuple(resolve(load(rules), overrides))
     if head is not None:
@@ -196,12 +203,12 @@ def _draft(
         replace_head(twin, layer, num_classes, class_count_attributes=cards.class_counts(model), seed=seed)
         first = None  # the old head is in it
     graph, called = first or observed_capture(twin, example_inputs)
-    recipe = Recipe(rule_sets, head, seed, dtype)
+    recipe = Recipe(rule_sets, head, seed, dtype, form)
     sites, patch = recipe.plan(graph)
     return _Draft(twin, graph, called, sites, patch, recipe)
 
 
-def _check_arguments(model: object, num_classes: object, dtype: object, batchnorm: object) -> None:
+def _check_arguments(model: object, num_classes: object, dtype: object, batchnorm: object, form: object) -> None:
     """What annotations say, for callers without a type checker."""
     wrong = [
         (f"model={type(model).__name__}", "a torch.nn.Module, or a name such as 'timm/resnet50'")
@@ -214,6 +221,7 @@ def _check_arguments(model: object, num_classes: object, dtype: object, batchnor
         if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
         else None,
         (f"batchnorm={batchnorm!r}", "'frozen' or 'track'") if batchnorm not in ("frozen", "track") else None,
+        (f"form={form!r}", "'unbound' or 'original'") if form not in ("unbound", "original") else None,
     ]
     for found, expected in filter(None, wrong):
         raise PlanError("apply cannot take this argument", found=found, fix=f"pass {expected}")

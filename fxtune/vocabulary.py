@@ -20,6 +20,9 @@ LAYOUT = _names(
 )
 """Operators that rearrange a value and compute nothing."""
 
+RESHAPING = _names("view reshape _unsafe_view flatten unflatten")
+"""Those of them that keep the numbers in their order."""
+
 CAST = _names("to _to_copy type_as clone float half bfloat16 double lift_fresh lift_fresh_copy detach_copy")
 """Operators that copy a value or change its dtype."""
 

@@ -11,12 +11,19 @@ from fxtune.view import View
 _NEEDED = ("q_proj", "k_proj", "v_proj", "out_proj", "o.q", "o.k", "o.v", "o")
 
 
-def read_attention(view: View, solution: Solution) -> Attention | None:
+def read_attention(view: View, solution: Solution, output: str = "") -> Attention | None:
     """The attention of a match whose names (its own, or those of one inner pattern) say q, k, v and the projections;
-    else None."""
-    names = _with_attention(solution)
-    if names is None:
+    else None.
+
+    Args:
+        view: the view.
+        solution: the match.
+        output: the name of its result, to tell whether the match is the attention and nothing more.
+    """
+    prefix = _prefix(solution)
+    if prefix is None:
         return None
+    names = {n.removeprefix(prefix): b for n, b in solution.names.items() if n.startswith(prefix)}
     q, k, v = (names[f"o.{part}"].value for part in "qkv")
     head_dim = int(view.values[v].shape[-1])
     out_proj = names["out_proj"].node
@@ -28,6 +35,10 @@ def read_attention(view: View, solution: Solution) -> Attention | None:
         k=k,
         v=v,
         output=names["o"].value,
+        core=core,
+        weights=names["o.p"].node if "o.p" in names else None,
+        product=names["o.s"].node if "o.s" in names else None,
+        whole=prefix == f"{output}.",
         q_proj=_weight(view, names["q_proj"].node),
         k_proj=_weight(view, names["k_proj"].node),
         v_proj=_weight(view, names["v_proj"].node),
@@ -38,22 +49,27 @@ def read_attention(view: View, solution: Solution) -> Attention | None:
         mask=mask.value if mask else None,
         causal=bool(view.attrs(core).get("is_causal", False)),
         scale=_scale(view, names, core),
+        context=_context(view, names),
         cross=names["q_proj"].node != names["k_proj"].node
         and _source(view, names, "q_proj") != _source(view, names, "k_proj"),
     )
 
 
-def _with_attention(solution: Solution) -> dict[str, Bound] | None:
-    """The names of the one inner pattern that has them all, without its prefix."""
+def _prefix(solution: Solution) -> str | None:
+    """What stands before the names of the one inner pattern that has them all."""
     prefixes = sorted({name[: -len("out_proj")] for name in solution.names if name.endswith("out_proj")})
-    if len(prefixes) != 1:
+    if len(prefixes) != 1 or not all(f"{prefixes[0]}{name}" in solution.names for name in _NEEDED):
         return None
-    names = {n.removeprefix(prefixes[0]): b for n, b in solution.names.items() if n.startswith(prefixes[0])}
-    return names if all(name in names for name in _NEEDED) else None
+    return prefixes[0]
 
 
 def _source(view: View, names: dict[str, Bound], projection: str) -> int:
     return view.uses(names[projection].node)[0].source
+
+
+def _context(view: View, names: dict[str, Bound]) -> int:
+    """What the pattern calls c, else what the keys are projected from."""
+    return names["c"].value if "c" in names else view.uses(names["k_proj"].node)[0].value
 
 
 def _weight(view: View, projection: int) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fxtune.view import Tap
+
+WeightLayout = Literal["out x in", "in x out", "convolution", "other"]
+"""How a weight is stored: that of a linear map, either way round; a convolution's (of kernel 1 too); or as the operator
+takes it, such as the factors of a norm."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,10 @@ class Attention:
         q: value id of the queries, scaled already where the model scales them.
         k: of the keys, after k-norm and rotary embedding.
         v: of the values.
-        output: of the core's result.
+        output: of the core's result, after layout.
+        core: of the core's own result: of the fused operator, or of the product with the values.
+        weights: of the softmax where it is written out, else None; likewise `product`, of queries and keys.
+        whole: whether the unit is this attention with its projections, rather than something around it.
         q_proj: state_dict name of the query projection's weight (one name for all three where they are fused);
             likewise k_proj, v_proj, out_proj.
         heads: number of query heads.
@@ -47,6 +55,7 @@ class Attention:
         mask: value id of the mask or bias that is added to the logits, if any.
         causal: whether the fused operator masks causally.
         scale: factor on the logits where it stands beside the product; None for what the fused operator does by itself.
+        context: value id of what keys and values are made from, as the unit's module is given it.
         cross: whether keys come from another value than queries.
     """
 
@@ -54,6 +63,10 @@ class Attention:
     k: int
     v: int
     output: int
+    core: int
+    weights: int | None
+    product: int | None
+    whole: bool
     q_proj: str
     k_proj: str
     v_proj: str
@@ -64,15 +77,48 @@ class Attention:
     mask: int | None
     causal: bool
     scale: float | None
+    context: int
     cross: bool
 
 
 @dataclass(frozen=True)
-class Site:
-    """One match of a pattern.
+class Weights:
+    """The tensors with which one operation computes, as the model stores them.
 
     Attributes:
-        kind: the pattern's name.
+        weight: state_dict name, or None where there is none.
+        bias: likewise.
+        layout: how the weight is stored.
+    """
+
+    weight: str | None
+    bias: str | None
+    layout: WeightLayout
+
+
+@dataclass(frozen=True)
+class Operation:
+    """The one operation that a site is.
+
+    Attributes:
+        value: value id of its result in the view.
+        op: its canonical name: linear, conv, layer_norm, ...
+        weights: its own weights; None where it has none, or where one of them is computed, such as a part of a larger
+            one.
+    """
+
+    value: int
+    op: str
+    weights: Weights | None
+
+
+@dataclass(frozen=True)
+class Site:
+    """One match of a pattern, or one operation inside of it.
+
+    Attributes:
+        kind: the pattern's name; of an operation inside of it `mha.q_proj`, and `mha.q_proj+k_proj` where one operation
+            bears two of the names that were asked for.
         variant: the alternative that matched.
         index: number among the sites of its kind, in the order of computation.
         block: number of the Block that it lies in, or None.
@@ -84,6 +130,7 @@ class Site:
         attention: for units with one attention in them.
         names: what each name of the pattern stands for: value ids.
         calls: how often its module is called in one forward.
+        operation: for sites of one single operation.
     """
 
     kind: str
@@ -98,6 +145,12 @@ class Site:
     attention: Attention | None
     names: dict[str, int]
     calls: int = 1
+    operation: Operation | None = None
+
+    @property
+    def label(self) -> str:
+        """The kind as one component of a module path: ``mha_q_proj``."""
+        return re.sub(r"\W", "_", self.kind)
 
     @property
     def width(self) -> int:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from fxtune.matching.attention import read_attention
+from fxtune.matching.edges import Edges
 from fxtune.matching.matcher import Matcher, Miss, Solution
-from fxtune.matching.site import Attention, NearMiss, Port, Site
+from fxtune.matching.operation import is_operation, only_operation, read_operation
+from fxtune.matching.site import Attention, NearMiss, Site
 from fxtune.patterns import Library
-from fxtune.view import Tap, View, example_size
+from fxtune.view import Tap, View
 
 BLOCK = "block"
 """The pattern whose sites number the model's Blocks."""
@@ -41,19 +43,32 @@ class Sites:
     def __init__(self, view: View, library: Library) -> None:
         self.view, self.library = view, library
         self._matcher = Matcher(view, library)
+        self._edges = Edges(view)
         self._found: dict[str, tuple[list[Match], list[NearMiss]]] = {}
-        self._sites: dict[str, list[Site]] = {}
+        self._sites: dict[tuple[str, ...], list[Site]] = {}
 
-    def of(self, kind: str, *, where: str | None = None) -> list[Site]:
+    def of(self, kind: str, *, on: Sequence[str] = (), where: str | None = None) -> list[Site]:
         """All sites of a kind in the order of computation.
 
+        Args:
+            kind: a pattern's name.
+            on: names of lines of the pattern, or of patterns inside of it: the sites are then these operations, one by
+                one, in place of the whole units. A unit whose alternative lacks a name has no site of that name.
+            where: where `kind` and `on` were written, for errors.
+
         Raises:
-            PatternError: no pattern has that name.
+            PatternError: no pattern has that name, or it has no line that is called so.
         """
-        if kind not in self._sites:
+        key = (kind, *on)
+        if key not in self._sites:
             matches, _ = self._matches(kind, where)
-            self._sites[kind] = self._once_each([self._site(kind, i, match) for i, match in enumerate(matches)])
-        return self._sites[kind]
+            if on:
+                lines = [self.library.line(kind, name, where=where) for name in on]
+                found = [site for match in matches for site in self._operations(kind, lines, match)]
+            else:
+                found = [self._site(kind, i, match) for i, match in enumerate(matches)]
+            self._sites[key] = self._once_each(found)
+        return self._sites[key]
 
     def near_misses(self, kind: str) -> list[NearMiss]:
         """Where the kind nearly matched, the nearest first."""
@@ -105,11 +120,16 @@ class Sites:
 
     def _site(self, kind: str, index: int, match: Match) -> Site:
         pattern = self.library.patterns[kind]
-        names = {name: bound.value for name, bound in match.solution.names.items()}
+        names = match.solution.names
+        only = only_operation(self.view, match.solution)
+        if only is not None:
+            return self._operation(kind, only, match, names[pattern.inputs[0]].value)
         path = self._path(match.solution)
-        output = self._end(names.get(pattern.output, match.node), path)
+        output = self._edges.end(names[pattern.output].value if pattern.output in names else match.node, path)
         block = self._block_of.get(match.node) if kind != BLOCK else index
-        attention = read_attention(self.view, match.solution)
+        attention = read_attention(self.view, match.solution, pattern.output)
+        if attention is not None:
+            attention = replace(attention, context=self._edges.begin(attention.context, path))
         return Site(
             kind=kind,
             variant=match.solution.variant,
@@ -117,11 +137,44 @@ class Sites:
             block=block,
             stage=self._stages[block] if block is not None else None,
             path=path,
-            input=self._port(self._begin(names[pattern.inputs[0]], path), output),
-            output=self._port(output, output),
+            input=self._edges.port(self._edges.begin(names[pattern.inputs[0]].value, path), output),
+            output=self._edges.port(output, output),
             heads=attention.heads if attention else self._heads_in.get(block, 1),
             attention=attention,
-            names=names,
+            names={name: bound.value for name, bound in names.items()},
+        )
+
+    def _operations(self, kind: str, lines: Sequence[str], match: Match) -> list[Site]:
+        """A site for each operation of a match that bears one of the names, in the order of computation."""
+        names = match.solution.names
+        nodes: dict[int, list[str]] = {}
+        for line in lines:
+            if line in names and is_operation(self.view, names[line].node):
+                nodes.setdefault(names[line].node, []).append(line.rpartition(".")[2])
+        return [
+            self._operation(f"{kind}.{'+'.join(dict.fromkeys(words))}", node, match, self.view.uses(node)[0].value)
+            for node, words in sorted(nodes.items())
+        ]
+
+    def _operation(self, kind: str, node: int, match: Match, reads: int) -> Site:
+        """The site of one operation in a match; `reads` is the value that it is given."""
+        path = self.view.values[node].module
+        taken, gives = self._edges.operation(node, reads, path)
+        block = self._block_of.get(node)
+        whole = read_attention(self.view, match.solution)
+        return Site(
+            kind=kind,
+            variant=match.solution.variant,
+            index=0,
+            block=block,
+            stage=self._stages[block] if block is not None else None,
+            path=path,
+            input=taken,
+            output=gives,
+            heads=whole.heads if whole else self._heads_in.get(block, 1),
+            attention=None,
+            names={name: bound.value for name, bound in match.solution.names.items()},
+            operation=read_operation(self.view, node),
         )
 
     def _once_each(self, sites: list[Site]) -> list[Site]:
@@ -132,38 +185,6 @@ class Sites:
             known = first.get(key)
             first[key] = replace(known, calls=known.calls + 1) if known and key else replace(site, index=len(first))
         return list(first.values())
-
-    def _end(self, value: int, path: str) -> int:
-        """The value as the unit's module gives it: after its output dropout and layout, before drop path and the sum.
-
-        What lies in another module is that one's: a classifier's dropout behind the last block, say.
-        """
-        while True:
-            readers = self.view.readers.get(value, [])
-            kind = self.view.quiet.get(readers[0]) if len(readers) == 1 else None
-            # In a net without modules of its own only dropout is sure to belong to the branch.
-            if kind not in (("dropout", "layout", "cast") if path else ("dropout",)) or not self._inside(
-                readers[0], path
-            ):
-                return value
-            value = readers[0]
-
-    def _begin(self, value: int, path: str) -> int:
-        """The value as the unit's module is given it: before the layout and casts with which the unit begins."""
-        while path and self.view.quiet.get(value) in ("layout", "cast") and self._inside(value, path):
-            value = self.view.values[value].inputs()[0].id
-        return value
-
-    def _inside(self, value: int, path: str) -> bool:
-        return not path or f"{self.view.values[value].module}.".startswith(f"{path}.")
-
-    def _port(self, value: int, output: int) -> Port:
-        found = self.view.values[value]
-        axis = self.view.axes.get(value, self.view.axes.get(output, len(found.shape) - 1))
-        if axis >= len(found.shape):
-            axis = len(found.shape) - 1
-        positions = math.prod(example_size(size) for i, size in enumerate(found.shape) if i not in (0, axis))
-        return Port(value, tuple(found.taps), tuple(map(str, found.shape)), axis, int(found.shape[axis]), positions)
 
     def _path(self, solution: Solution) -> str:
         modules = [self.view.values[node].module.split(".") for node in solution.nodes if self.view.op(node) != "param"]
@@ -186,7 +207,7 @@ class Sites:
         stages: list[int] = []
         last: tuple[object, ...] | None = None
         for match in self._blocks:
-            port = self._port(match.node, match.node)
+            port = self._edges.port(match.node, match.node)
             sizes = (port.width, port.positions)
             stages.append(stages[-1] + (sizes != last) if stages else 0)
             last = sizes

@@ -13,7 +13,7 @@ from fxtune import vocabulary as ops
 from fxtune.errors import PatternError
 from fxtune.patterns.parse import calls_in, names_in, parse_body, parse_condition
 from fxtune.patterns.spec import PatternFile, PatternSpec
-from fxtune.patterns.syntax import Attribute, Body, Pattern
+from fxtune.patterns.syntax import Attribute, Body, Call, Expr, Pattern
 from fxtune.resources import patterns_dir
 from fxtune.source import Document
 
@@ -74,11 +74,65 @@ class Library:
             f"no pattern is called `{name}`", found=known, where=where, fix="define it under `patterns:`"
         )
 
+    def inner(self, name: str) -> Pattern | None:
+        """The pattern that a name in a dataflow stands for; None for operators.
+
+        An operator of the view keeps its name there, whatever pattern bears it too: `linear` is the operator in a
+        dataflow, and the pattern of that name in a rule.
+        """
+        return None if name in _VIEW_OPS else self.patterns.get(name)
+
     def ops_of(self, name: str) -> frozenset[str] | None:
         """The operators that a name in a dataflow stands for; None when it names a pattern."""
-        if name in self.patterns:
-            return None
-        return self.sets.get(name, frozenset({name}))
+        return self.sets.get(name, frozenset({name})) if self.inner(name) is None else None
+
+    def line(self, kind: str, word: str, *, where: str | None = None) -> str:
+        """The line of a pattern, or of a pattern inside of it, that `word` names, dotted as a match names it.
+
+        Args:
+            kind: the pattern's name.
+            word: a line's name; the dots before it may be left out where no other line ends like it.
+            where: where the word was written, for errors.
+
+        Raises:
+            PatternError: no line is called so, or several are.
+        """
+        lines = sorted(self._lines(self.get(kind, where=where)))
+        found = [word] if word in lines else [line for line in lines if line.endswith(f".{word}")]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise PatternError(
+                f"`{word}` names several lines of pattern `{kind}`",
+                found=", ".join(found),
+                where=where,
+                fix=f"write one of them in full, such as `{found[0]}`",
+            )
+        short = {line.rpartition(".")[2]: line for line in lines}
+        near = list(dict.fromkeys(short.get(name, name) for name in source.nearest(word, {*lines, *short})))
+        raise PatternError(
+            f"pattern `{kind}` has no line called `{word}`",
+            found=f"nearest: {', '.join(near)}" if near else f"its lines are {', '.join(lines)}",
+            where=where,
+            fix="name a line of the pattern, or of a pattern that one of its lines is",
+        )
+
+    def _lines(self, pattern: Pattern) -> set[str]:
+        """The names of all lines of a unit, those of inner patterns dotted; lines around the unit left out."""
+        found: set[str] = set()
+        for body in pattern.bodies:
+            around = {line.name for line in body.context}
+            for line in (line for line in body.lines.values() if line.name not in around):
+                found |= {line.name, *(f"{line.name}.{inner}" for inner in self._lines_in(line.expr))}
+        return found
+
+    def _lines_in(self, expr: Expr) -> set[str]:
+        """The lines that the outermost pattern of an expression brings along."""
+        if not isinstance(expr, Call):
+            return set()
+        inner = self.inner(expr.op)
+        found = self._lines(inner) if inner is not None and expr.quantity != "*" else set()
+        return found | self._lines_in(expr.args[0]) if expr.quantity else found
 
 
 def load_patterns(more: Iterable[Definitions] = ()) -> Library:
@@ -191,7 +245,7 @@ def _check(pattern: Pattern, library: Library) -> None:
 def _check_calls(pattern: Pattern, body: Body, library: Library) -> None:
     for line in body.lines.values():
         for call in calls_in(line.expr):
-            inner = library.patterns.get(call.op)
+            inner = library.inner(call.op)
             if inner is not None and len(call.args) > len(inner.inputs):
                 raise PatternError(
                     f"`{call.op}` is given {len(call.args)} values",
@@ -235,5 +289,6 @@ def _check_acyclic(pattern: Pattern, library: Library, path: tuple[str, ...]) ->
     for body in pattern.bodies:
         for line in body.lines.values():
             for call in calls_in(line.expr):
-                if call.op in library.patterns:
-                    _check_acyclic(library.patterns[call.op], library, (*path, pattern.name))
+                inner = library.inner(call.op)
+                if inner is not None:
+                    _check_acyclic(inner, library, (*path, pattern.name))

@@ -1,7 +1,24 @@
 """The planning room: from rules and sites to a patch."""
 
+from fxtune.planning.attach import Form
+from fxtune.planning.edits import After, Beside, Bias, Core, Edit, InWeights, Prompted, Value
 from fxtune.planning.head import last_linear
-from fxtune.planning.patch import Insertion, Patch, RulePlan, Source
+from fxtune.planning.patch import Insertion, Patch, RulePlan
 from fxtune.planning.plan import plan
 
-__all__ = ["Insertion", "Patch", "RulePlan", "Source", "last_linear", "plan"]
+__all__ = [
+    "After",
+    "Beside",
+    "Bias",
+    "Core",
+    "Edit",
+    "Form",
+    "InWeights",
+    "Insertion",
+    "Patch",
+    "Prompted",
+    "RulePlan",
+    "Value",
+    "last_linear",
+    "plan",
+]

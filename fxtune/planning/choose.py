@@ -29,16 +29,16 @@ def choose(rule: Rule, sites: Sites, where: str) -> Choice:
         PatternError: no pattern is called so.
         MatchError: the rule chooses nothing of what there is, or less than it expects; with the near misses.
     """
-    known = sites.of(rule.at, where=where)
+    known = sites.of(rule.at, on=rule.on, where=where)
     if not known and not rule.required and rule.expect is None:
-        return Choice((), f"the model has no {rule.at}")
+        return Choice((), f"the model has no {rule.target}")
     refused = [(site, rule.where.refusal(**site.facts())) for site in known]
     chosen = tuple(site for site, reason in refused if reason is None)
     reasons = [f"{site.path}: {reason}" for site, reason in refused if reason is not None]
     if not chosen and (known or rule.required):
         raise _shortfall(rule, sites, where, 0, "at least one site", reasons)
     _check_expected(rule, sites, chosen, where, reasons)
-    return Choice(chosen, None if chosen else f"the model has no {rule.at}")
+    return Choice(chosen, None if chosen else f"the model has no {rule.target}")
 
 
 def _check_expected(rule: Rule, sites: Sites, chosen: tuple[Site, ...], where: str, reasons: list[str]) -> None:
@@ -59,8 +59,8 @@ def _shortfall(rule: Rule, sites: Sites, where: str, found: int, expected: str, 
     details = [*reasons[:10], *(f"near miss, {miss}" for miss in misses)]
     listed = "".join(f"\n    {line}" for line in details)
     return MatchError(
-        f"the rule at `{rule.at}` matched {found}, and expects {expected}",
-        found=f"{len(sites.of(rule.at))} {rule.at} in the model{listed}",
+        f"the rule at `{rule.target}` matched {found}, and expects {expected}",
+        found=f"{len(sites.of(rule.at, on=rule.on))} {rule.target} in the model{listed}",
         where=where,
         fix="change `where:` or `expect:`, or write a pattern for the unit that was missed under `patterns:`",
     )

@@ -7,41 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fxtune.matching import NearMiss, Site
+from fxtune.planning.edits import Edit
 from fxtune.tuners import Placement
 
 
 @dataclass(frozen=True)
-class Source:
-    """What a tuner reads, at the place where it goes.
-
-    Attributes:
-        node: fx node of the region that holds the value.
-        axis: its channel axis.
-        rank: its number of axes.
-        copied: whether a later in-place operation overwrites the value, so that a copy must be taken when it is
-            computed.
-    """
-
-    node: str
-    axis: int
-    rank: int
-    copied: bool
-
-
-@dataclass(frozen=True)
 class Insertion:
-    """One tuner beside one operation: ``output + tuner(source)`` (Res-Tuning, Eq. 7).
+    """One tuner at one site.
 
     Attributes:
-        region: module path of the graph that changes.
+        region: module path of the graph that holds the tuner and changes.
         label: the tuner's name in the region's `tuners`.
         tuner: its registered name.
         settings: its settings.
         place: what it is told of its place.
-        source: what it reads.
-        output: fx node of the region whose value the tuner is added to.
-        axis: that value's channel axis.
-        rank: its number of axes.
+        edit: how it changes the graph.
         site: the site.
         rule: number of the rule that asked for it, over all rule sets.
     """
@@ -51,10 +31,7 @@ class Insertion:
     tuner: str
     settings: Mapping[str, Any]
     place: Placement
-    source: Source
-    output: str
-    axis: int
-    rank: int
+    edit: Edit
     site: Site
     rule: int
 
@@ -63,10 +40,14 @@ class Insertion:
         """Module path of the tuner; `tuners` is one component of it."""
         return ".".join(part for part in (self.region, "tuners", self.label) if part)
 
+    @property
+    def target(self) -> str:
+        """The tuner as its region calls it."""
+        return f"tuners.{self.label}"
+
     def __str__(self) -> str:
-        copied = ", copied before it is overwritten" if self.source.copied else ""
         settings = ", ".join(f"{k}={v}" for k, v in self.settings.items())
-        return f"{self.region or '<root>'}: {self.output} += {self.tuner}({settings})({self.source.node}{copied})"
+        return f"{self.region or '<root>'}: {self.edit.told(f'{self.tuner}({settings})')}"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from torch import fx
 
 from fxtune.errors import PlanError
 from fxtune.matching import Port, Site
-from fxtune.view import Tap
+from fxtune.view import Tap, join
 
 
 class Places:
@@ -23,6 +23,17 @@ class Places:
             assert isinstance(region, fx.GraphModule)
             self._nodes[tap.region] = {node.name: node for node in region.graph.nodes}
         return self._nodes[tap.region][tap.node]
+
+    def inner(self, tap: Tap, reader: fx.Node) -> list[Tap] | None:
+        """The placeholders by which a region that `reader` calls takes the tapped value in; None if it calls none."""
+        region = self.root.get_submodule(tap.region)
+        called = region.get_submodule(str(reader.target)) if reader.op == "call_module" else None
+        if not isinstance(called, fx.GraphModule):
+            return None
+        path = join(tap.region, str(reader.target))
+        placeholders = [node for node in called.graph.nodes if node.op == "placeholder"]
+        given = self.node(tap)
+        return [Tap(path, p.name) for p, argument in zip(placeholders, reader.args, strict=True) if argument is given]
 
     def meeting(self, site: Site, source: Port) -> tuple[Tap, Tap]:
         """Taps in one region: of what a tuner reads, and of the site's output.

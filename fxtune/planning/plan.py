@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 from torch import fx
 
 from fxtune.errors import MatchError, PlanError
-from fxtune.matching import Port, Site, Sites
+from fxtune.matching import Site, Sites
+from fxtune.planning.attach import Attachment, Attachments, Form
 from fxtune.planning.choose import Choice, choose
-from fxtune.planning.patch import Insertion, Patch, RulePlan, Source
+from fxtune.planning.edits import Beside
+from fxtune.planning.patch import Insertion, Patch, RulePlan
 from fxtune.planning.place import Places
-from fxtune.planning.storage import Overwritten
 from fxtune.planning.training import trained_names
 from fxtune.rules import Rule, RuleSet
-from fxtune.tuners import Placement, refusal
+from fxtune.tuners import Placement, refusal, spans_sites
 
 
 def plan(
@@ -25,6 +26,7 @@ def plan(
     *,
     head: str | None = None,
     seed: int | None = None,
+    form: Form = "unbound",
 ) -> Patch:
     """What `rule_sets` change in a captured model. Nothing is changed yet.
 
@@ -34,13 +36,15 @@ def plan(
         rule_sets: resolved rule sets (`fxtune.tuners.resolve`), in the order in which they are carried out.
         head: module path of the head, if any.
         seed: for the weights of new tuners.
+        form: of the tuners.
 
     Raises:
         MatchError: a rule matches less than it expects, or all rules together match nothing.
+        RuleError: the original form is asked for, and a tuner has none where its rule puts it.
         PlanError: what a rule asks for cannot be done at a site; where and why.
         PatternError: a rule names an unknown pattern.
     """
-    planner = _Planner(root, sites)
+    planner = _Planner(root, sites, form)
     rules = tuple(
         planner.rule(rule, rule_set.place(i), number) for number, (rule_set, i, rule) in enumerate(_numbered(rule_sets))
     )
@@ -62,59 +66,46 @@ def _numbered(rule_sets: Sequence[RuleSet]) -> Iterator[tuple[RuleSet, int, Rule
 
 
 class _Planner:
-    def __init__(self, root: fx.GraphModule, sites: Sites) -> None:
+    def __init__(self, root: fx.GraphModule, sites: Sites, form: Form) -> None:
         self.sites = sites
-        self.places = Places(root)
-        self.overwritten = Overwritten(sites.view)
+        self.attachments = Attachments(sites, Places(root), form)
         self.labels: Counter[str] = Counter()
 
     def rule(self, rule: Rule, where: str, number: int) -> RulePlan:
-        reason = refusal(rule.tuner, rule.at)
+        reason = refusal(rule.tuner, rule.target)
         if reason is not None:
-            raise PlanError(f"{rule.tuner} does not go on {rule.at}", found=reason, where=where)
+            raise PlanError(f"{rule.tuner} does not go on {rule.target}", found=reason, where=where)
         choice: Choice = choose(rule, self.sites, where)
-        text = f"{rule.at} <- {rule.tuner}({', '.join(f'{k}={v}' for k, v in rule.settings.items())})"
-        insertions = tuple(self._insertion(rule, site, number) for site in choice.sites)
+        text = f"{rule.target} <- {rule.tuner}({', '.join(f'{k}={v}' for k, v in rule.settings.items())})"
+        insertions = self._insertions(rule, choice.sites, number, where)
         misses = tuple(self.sites.near_misses(rule.at))
         return RulePlan(text, insertions, choice.skipped, misses, self._notes(rule, insertions))
 
-    def _insertion(self, rule: Rule, site: Site, number: int) -> Insertion:
-        port = self._read(rule, site)
-        self._check_memory(rule, site)
-        source, output = self.places.meeting(site, port)
+    def _insertions(self, rule: Rule, sites: Sequence[Site], number: int, where: str) -> tuple[Insertion, ...]:
+        """One tuner a site; or one for all of them."""
+        if sites and spans_sites(rule.tuner):
+            attachment = self.attachments.through(rule, sites, where)
+            return (self._insertion(rule, sites[0], number, attachment),)
+        return tuple(self._insertion(rule, site, number, self.attachments.at(rule, site, where)) for site in sites)
+
+    def _insertion(self, rule: Rule, site: Site, number: int, attachment: Attachment) -> Insertion:
         return Insertion(
-            region=output.region,
-            label=self._label(output.region, f"{site.kind}_{rule.tuner}"),
+            region=attachment.region,
+            label=self._label(attachment.region, f"{site.label}_{rule.tuner}"),
             tuner=rule.tuner,
             settings=dict(rule.settings),
-            place=Placement(width=site.width, heads=site.heads, kind=site.kind),
-            source=Source(source.node, port.channel_axis, len(port.shape), self._copied(port, site)),
-            output=output.node,
-            axis=site.output.channel_axis,
-            rank=len(site.output.shape),
+            place=Placement(
+                width=site.width,
+                heads=site.heads,
+                kind=site.kind,
+                operation=site.operation.op if site.operation else "",
+                path=site.path,
+                **attachment.facts,
+            ),
+            edit=attachment.edit,
             site=site,
             rule=number,
         )
-
-    def _check_memory(self, rule: Rule, site: Site) -> None:
-        reader = self.overwritten.reader_elsewhere(site.output.value)
-        if reader is not None:
-            raise PlanError(
-                f"{rule.tuner} cannot be added to the {site.kind} at `{site.path}`",
-                found="its output shares memory with another value, is overwritten later, and the other value is then "
-                f"read at {reader.place()}",
-                fix="choose other sites (`where:`), or let the model's code copy the value before it overwrites it",
-            )
-
-    @staticmethod
-    def _read(rule: Rule, site: Site) -> Port:
-        """Where input and output differ in shape, the tuner reads the output (definitions, section 3)."""
-        same = (site.input.width, site.input.positions) == (site.output.width, site.output.positions)
-        return site.input if rule.reads == "input" and same else site.output
-
-    def _copied(self, port: Port, site: Site) -> bool:
-        # The output itself is followed by the sum: whatever overwrote it overwrites the sum instead.
-        return port is not site.output and port.value in self.overwritten
 
     def _label(self, region: str, wanted: str) -> str:
         key = f"{region}:{wanted}"
@@ -125,7 +116,8 @@ class _Planner:
     def _notes(rule: Rule, insertions: tuple[Insertion, ...]) -> tuple[str, ...]:
         if rule.reads == "output":
             return ()
-        reading_output = [i.site.path for i in insertions if i.source.node == i.output]
+        beside = [(i.site.path, i.edit) for i in insertions if isinstance(i.edit, Beside)]
+        reading_output = [path for path, edit in beside if edit.source.node == edit.output.node]
         if not reading_output:
             return ()
         return (f"reads the output, for input and output differ in shape, at {', '.join(reading_output)}",)

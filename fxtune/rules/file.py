@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from fxtune.patterns import OpSets, PatternSpec
+from fxtune.patterns import OpSets, PatternSpec, Words
 from fxtune.rules.where import Where
 from fxtune.source import nearest
 
@@ -55,6 +55,12 @@ class Rule(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     at: str = Field(min_length=1, description="a pattern: mha, ffn, block, conv_mixer, or one under `patterns`")
+    on: Words = Field(
+        default=[],
+        min_length=1,
+        description="lines of the pattern: the tuner goes on these operations inside of the unit, one by one, instead "
+        "of on the unit; the dots before a name may be left out where it is unique: [q_proj, v_proj]",
+    )
     where: Where = Field(default=Where(), description="which of the pattern's sites; all of them when left out")
     insert: Annotated[
         dict[Tuner, dict[str, Any]],
@@ -72,6 +78,11 @@ class Rule(BaseModel):
         strict=True,
         description="whether a model without any match is an error; else the rule is skipped there",
     )
+
+    @property
+    def target(self) -> str:
+        """What the rule is at, in a word: ``mha``, or ``mha.q_proj, v_proj``."""
+        return f"{self.at}.{', '.join(self.on)}" if self.on else self.at
 
     @property
     def tuner(self) -> str:

@@ -7,10 +7,35 @@ own. A zero stays exactly zero on the way: a tuner that starts at zero leaves th
 
 from __future__ import annotations
 
-from fxtune.tuners import res_adapter, res_prefix, res_prompt  # noqa: F401 - importing registers them
+from fxtune.tuners import (  # noqa: F401 - importing registers them
+    bitfit,
+    lora,
+    res_adapter,
+    res_prefix,
+    res_prompt,
+    vpt,
+)
+from fxtune.tuners.attaching import attached_by
 from fxtune.tuners.building import build, refusal, settings
 from fxtune.tuners.placement import Placement
-from fxtune.tuners.registry import names, shipped, tuner
+from fxtune.tuners.registry import joins_rows, maps_widths, names, offers, shipped, spans_sites, tuner
 from fxtune.tuners.resolving import resolve
+from fxtune.tuners.rows import RowsInSoftmax, rows_through
 
-__all__ = ["Placement", "build", "names", "refusal", "resolve", "settings", "shipped", "tuner"]
+__all__ = [
+    "Placement",
+    "RowsInSoftmax",
+    "attached_by",
+    "build",
+    "joins_rows",
+    "maps_widths",
+    "names",
+    "offers",
+    "refusal",
+    "resolve",
+    "rows_through",
+    "settings",
+    "shipped",
+    "spans_sites",
+    "tuner",
+]

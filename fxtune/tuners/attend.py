@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxtune.errors import RuleError
@@ -20,6 +20,13 @@ def attend(x: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
 def _split(rows: Tensor, heads: int) -> Tensor:
     """(…, N, D) to (…, heads, N, head_dim)."""
     return torch.unflatten(rows, -1, (heads, -1)).transpose(-2, -3)
+
+
+def scaled(scale: nn.Module, out: Tensor, mixed: Tensor) -> Tensor:
+    """``O + s ⊙ (M - O)`` with s acting on tokens B x N x (H · d); all three B x H x N x d."""
+    change = (mixed - out).transpose(1, 2)
+    branch: Tensor = scale(change.flatten(-2))
+    return out + torch.unflatten(branch.to(out.dtype), -1, change.shape[-2:]).transpose(1, 2)
 
 
 def check_heads(place: Placement, tuner: str) -> None:

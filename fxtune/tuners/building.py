@@ -11,6 +11,7 @@ from torch import nn
 from fxtune import source
 from fxtune.errors import RuleError, SourceError
 from fxtune.source import Document, Loc
+from fxtune.tuners.attaching import attached
 from fxtune.tuners.placement import Placement
 from fxtune.tuners.registry import Entry, find
 
@@ -34,6 +35,7 @@ def build(
     settings: Mapping[str, Any],
     place: Placement,
     *,
+    method: str = "forward",
     seed: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -43,6 +45,15 @@ def build(
     Weights are drawn in the default dtype on the CPU and then moved, so a seed gives the same ones on every device.
     With `seed` they come from a generator of their own and the global one stays as it was. On the meta device nothing
     is drawn.
+
+    Args:
+        name: its registered name.
+        settings: its settings; the others have their defaults.
+        place: what it is told of its place.
+        method: what a call of it runs.
+        seed: for its weights.
+        dtype: of its weights.
+        device: of its weights.
 
     Raises:
         RuleError: no tuner is called so, it refuses this kind of site, or a setting is unknown or has a bad value.
@@ -57,7 +68,7 @@ def build(
         if seed is not None:
             torch.default_generator.manual_seed(seed)
         module = entry.cls(place, **values)
-    return module.to(device=target, dtype=dtype)
+    return attached(module, method).to(device=target, dtype=dtype)
 
 
 def checked(entry: Entry, document: Document, at: Loc = ()) -> dict[str, Any]:

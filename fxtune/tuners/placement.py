@@ -10,8 +10,23 @@ class Placement:
     """The site that a tuner is built for."""
 
     width: int
-    """D: channels of the tokens that the tuner reads and returns."""
+    """D: channels of the tokens that the tuner returns, and of those that it reads unless `width_in` says otherwise."""
     heads: int
     """Heads of the MHA itself, or of the MHA in the same block; 1 where there is none."""
     kind: str
-    """The pattern that matched: mha, ffn, block, conv_mixer, or a user's own."""
+    """The pattern that matched: mha, ffn, block, conv_mixer, or a user's own; mha.q_proj of an operation inside."""
+    width_in: int = 0
+    """Channels of the tokens that the tuner reads, or that its rows join. They differ from `width` only for a tuner
+    class with `maps_widths = True`, and in cross-attention."""
+    operation: str = ""
+    """What the site is where it is one single operation: linear, conv, layer_norm, ...; else empty."""
+    path: str = ""
+    """Module path of the site, for errors."""
+    kv_heads: int = 1
+    """Key and value heads of the attention in which the tuner takes part, as its projections give them."""
+    head_dim: int = 0
+    """Width of one of them; 0 where the tuner takes part in no attention."""
+
+    def __post_init__(self) -> None:
+        if self.width_in == 0:
+            object.__setattr__(self, "width_in", self.width)

@@ -13,6 +13,9 @@ A tuner is an ``nn.Module`` whose ``forward(x)`` maps tokens (B, N, D) to what i
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.shift.to(x.dtype).expand_as(x)
 
+A tuner that may read tokens of another width than it returns, (B, N, D_in) to (B, N, D), says ``maps_widths = True``
+and finds D_in in ``place.width_in``.
+
 Its settings are its keyword-only parameters. Each needs a type that YAML can say (int, float, bool, str, Literal, list
 or dict of these; ``Annotated`` constraints of pydantic hold) and a default.
 """
@@ -49,6 +52,8 @@ class Entry:
     """name -> (annotation, default)"""
     refuses: Mapping[str, str]
     """kind of site -> why the tuner does not go there"""
+    maps_widths: bool
+    """whether it reads tokens of D_in channels and returns tokens of D"""
 
 
 _entries: dict[str, Entry] = {}
@@ -97,6 +102,43 @@ def names() -> list[str]:
     return sorted(_entries)
 
 
+def maps_widths(name: str) -> bool:
+    """Whether the tuner `name` maps the tokens of an operation's input to those of its output, whatever their widths.
+
+    Raises:
+        RuleError: no tuner is called so; the closest names.
+    """
+    return find(name).maps_widths
+
+
+def joins_rows(name: str) -> bool:
+    """Whether the tuner `name` puts its `prompts` into the sequence.
+
+    Raises:
+        RuleError: no tuner is called so; the closest names.
+    """
+    return bool(getattr(find(name).cls, "joins_rows", False))
+
+
+def spans_sites(name: str) -> bool:
+    """Whether one tuner `name` serves all sites of a rule, its rows running from the first to the last.
+
+    Raises:
+        RuleError: no tuner is called so; the closest names.
+    """
+    return bool(getattr(find(name).cls, "spans_sites", False))
+
+
+def offers(name: str, method: str) -> bool:
+    """Whether the tuner `name` can be attached by this method (see the top of this module).
+
+    Raises:
+        RuleError: no tuner is called so; the closest names.
+    """
+    found = getattr(find(name).cls, method, None)
+    return callable(found) and found is not nn.Module.forward
+
+
 def shipped() -> list[str]:
     """The tuners that fxtune itself brings."""
     here = __name__.partition(".")[0]
@@ -116,13 +158,16 @@ def _entry(name: str, cls: Any) -> Entry:
     taken = _entries.get(name)
     if taken and (taken.cls.__module__, taken.cls.__qualname__) != (cls.__module__, cls.__qualname__):
         raise refuse(f"the name is taken by {taken.cls!r}", "choose another name")
-    if cls.forward is nn.Module.forward:
+    if cls.forward is nn.Module.forward and not hasattr(cls, "attend"):
         raise refuse("it has no forward", "define forward(self, x), tokens (B, N, D) to tokens (B, N, D)")
     refuses = getattr(cls, "refuses", {})
     if not isinstance(refuses, Mapping) or not all(isinstance(text, str) for pair in refuses.items() for text in pair):
         raise refuse(f"refuses = {refuses!r}", 'write `refuses = {"mha": "the reason"}`: kind of site to reason')
+    maps = getattr(cls, "maps_widths", False)
+    if not isinstance(maps, bool):
+        raise refuse(f"maps_widths = {maps!r}", "write `maps_widths = True`, and read `place.width_in` channels")
     settings = _settings(cls, refuse)
-    return Entry(name, cls, _model(name, settings, refuse), settings, dict(refuses))
+    return Entry(name, cls, _model(name, settings, refuse), settings, dict(refuses), maps)
 
 
 def _settings(cls: type[nn.Module], refuse: Refuse) -> dict[str, tuple[Any, Any]]:

@@ -54,6 +54,17 @@ class ResAdapter(nn.Module):
         z = self.scale(self.up(self.activation(z)))
         return z.to(x.dtype)
 
+    def in_sequence(self, y: Tensor) -> Tensor:
+        """Original form: a layer behind the operation, ``y + s ⊙ (φ(y W_down + b_down) W_up + b_up)``.
+
+        Sequential adapters (Houlsby et al., ICML 2019; Pfeiffer et al., EACL 2021): the layer has a residual connection
+        of its own, takes the operation's output (B, N, D) and gives what goes on in its place, (B, N, D).
+        """
+        h: Tensor = y.to(self.down.weight.dtype)
+        h = self.activation(self.down(h))
+        h = y + self.scale(self.up(h))
+        return h.to(y.dtype)
+
 
 def _xavier(layer: nn.Linear) -> None:
     nn.init.xavier_uniform_(layer.weight)

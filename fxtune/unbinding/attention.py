@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def attention_with_lse(
         The output, B x H x N x dv in q's dtype, and the log-sum-exp, B x H x N in float32 at least. A query that sees
         no key has the output 0 and the log-sum-exp -inf, without NaN in any gradient.
     """
-    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     q, k, v, mask = as_autocast(q, k, v, mask)  # type: ignore[assignment]
     if mask is not None:
         mask = four_axes(mask)

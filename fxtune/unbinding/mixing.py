@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -40,7 +42,7 @@ def mix(
     """
     if k_pre.shape[2] == 0:
         return out, torch.zeros_like(lse)
-    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     with no_autocast(q):
         share, keep, lam, _ = shares(q, lse, k_pre, factor)
         pre = from_prefix(F.dropout(share, dropout_p), v_pre, q)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def unbound_attention(
     The rows of prompts are the same form: ``D = (1 - β) Attn(Q_pro, K_pro, V_pro) + β Attn(Q_pro, K, V)`` is
     ``unbound_attention(q_pro, k, v, k_pro, v_pro)``, with β = 1 - λ.
     """
-    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     q, k, v, mask = as_autocast(q, k, v, mask)  # type: ignore[assignment]
     if mask is not None:
         mask = four_axes(mask)

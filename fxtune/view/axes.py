@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fxtune.view.values import Value
+from fxtune.vocabulary import RESHAPING
 
 LAST = frozenset(["linear", "addmm", "embedding", "layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm"])
 """Operators that leave the channels on the last axis."""
@@ -16,6 +17,9 @@ SECOND = frozenset(
         "conv1d",
         "conv2d",
         "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
         "convolution",
         "batch_norm",
         "native_batch_norm",
@@ -25,8 +29,6 @@ SECOND = frozenset(
     ]
 )
 """Operators that leave the channels on axis 1."""
-
-KEEPS_RESHAPED = frozenset(["view", "reshape", "_unsafe_view", "flatten", "unflatten"])
 
 
 def _moved(value: Value, axis: int) -> int | None:
@@ -85,7 +87,7 @@ def _axis(value: Value, axes: dict[int, int]) -> int | None:
     source = inputs[0]
     if value.op in ("permute", "transpose", "swapaxes", "swapdims", "t"):
         return _moved(value, axes[source.id])
-    if value.op in KEEPS_RESHAPED:
+    if value.op in RESHAPING:
         return _reshaped(value, source, axes[source.id])
     same_rank = [v for v in inputs if len(v.shape) == rank]
     return axes[same_rank[0].id] if same_rank else None

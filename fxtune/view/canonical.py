@@ -14,7 +14,7 @@ from torch import fx
 
 from fxtune import vocabulary as ops
 from fxtune.view.axes import channel_axes
-from fxtune.view.values import Value, example_size, read_values
+from fxtune.view.values import Tap, Value, example_size, read_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,15 @@ class View:
         found: dict[str, list[int]] = {}
         for node, data in self.graph.nodes(data=True):
             found.setdefault(data["op"], []).append(node)
+        return found
+
+    @cached_property
+    def tapped(self) -> dict[Tap, list[int]]:
+        """For every place, the values that can be read there: several where a layer is called several times."""
+        found: dict[Tap, list[int]] = {}
+        for value in self.values:
+            for tap in value.taps:
+                found.setdefault(tap, []).append(value.id)
         return found
 
     @cached_property
@@ -203,7 +212,7 @@ class _Builder:
             return "linear", attrs
         elif name == "conv":
             attrs |= _convolution(value)
-            if attrs["kernel"] == 1 and attrs["stride"] == 1 and attrs["groups"] == 1:
+            if _is_linear(attrs):
                 return "linear", attrs
         return name, attrs
 
@@ -238,14 +247,31 @@ def _literals(value: Value) -> dict[str, Any]:
 
 
 def _convolution(value: Value) -> dict[str, Any]:
-    """Kernel size (largest side), stride and groups of a convolution; depth-wise when every channel is a group."""
+    """Largest kernel side, stride, padding and groups of a convolution; depth-wise when every channel is a group."""
     weight = next(v for v in value.inputs()[1:])
     schema = value.target._schema
-    given = dict(zip([a.name for a in schema.arguments], value.args, strict=False)) | value.kwargs
-    defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-    stride = given.get("stride", defaults.get("stride", 1))
-    groups = int(given.get("groups", defaults.get("groups", 1)))
-    kernel = max((int(s) for s in weight.shape[2:]), default=1)
-    strides = stride if isinstance(stride, list | tuple) else [stride]
-    depthwise = groups > 1 and math.prod(int(s) for s in weight.shape[:2]) == groups
-    return {"kernel": kernel, "stride": max(int(s) for s in strides), "groups": groups, "depthwise": depthwise}
+    given = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    given |= dict(zip([a.name for a in schema.arguments], value.args, strict=False)) | value.kwargs
+    groups = int(given.get("groups", 1))
+    return {
+        "kernel": max((int(s) for s in weight.shape[2:]), default=1),
+        "stride": max(_sizes(given.get("stride", 1))),
+        "padding": max(_sizes(given.get("padding", 0))),
+        "groups": groups,
+        "depthwise": groups > 1 and math.prod(int(s) for s in weight.shape[:2]) == groups,
+        "transposed": bool(given.get("transposed", False)),
+    }
+
+
+def _sizes(sizes: Any) -> list[int]:
+    """Sizes a side, or one for all; padding by name (`same`, `valid`) adds nothing where the kernel is 1."""
+    if isinstance(sizes, str):
+        return [0]
+    return [int(size) for size in sizes] if isinstance(sizes, list | tuple) else [int(sizes)]
+
+
+def _is_linear(attrs: dict[str, Any]) -> bool:
+    """Whether a convolution is a linear map of the channels at every position."""
+    return (attrs["kernel"], attrs["stride"], attrs["groups"]) == (1, 1, 1) and not (
+        attrs["padding"] or attrs["transposed"]
+    )

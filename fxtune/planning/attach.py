@@ -1,0 +1,168 @@
+"""How a tuner is attached at a site: in its unbound form, or in the original one of its method's paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fxtune.errors import PlanError, RuleError
+from fxtune.matching import Attention, Port, Site, Sites
+from fxtune.planning.core import core_edit
+from fxtune.planning.edits import After, Beside, Edit, Value
+from fxtune.planning.place import Places
+from fxtune.planning.prompted import Prompts, prompts_at, prompts_through
+from fxtune.planning.storage import Overwritten
+from fxtune.planning.weights import in_weights_edit
+from fxtune.rules import Rule
+from fxtune.tuners import joins_rows, maps_widths, offers
+
+Form = Literal["unbound", "original"]
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """An edit, the region that holds the tuner, and what the tuner is told of its place there."""
+
+    region: str
+    edit: Edit
+    facts: dict[str, Any]
+
+
+class Attachments:
+    """Makes the edits of one patch."""
+
+    def __init__(self, sites: Sites, places: Places, form: Form) -> None:
+        self.sites, self.places, self.form = sites, places, form
+        self.overwritten = Overwritten(sites.view)
+        self._cores: dict[tuple[str, str], str] = {}
+
+    def at(self, rule: Rule, site: Site, where: str) -> Attachment:
+        """How the rule's tuner is attached at a site.
+
+        Raises:
+            RuleError: the original form is asked for, and the tuner has none there.
+            PlanError: it cannot be attached at this site; why.
+        """
+        attention = site.attention is not None and site.attention.whole
+        in_softmax = offers(rule.tuner, "attend") and (attention or not offers(rule.tuner, "forward"))
+        if in_softmax and self.form == "unbound":
+            return self._in_softmax(rule, site, "attend", where)
+        if self.form == "unbound":
+            return self._beside(rule, site)
+        if in_softmax and offers(rule.tuner, "attend_original"):
+            return self._in_softmax(rule, site, "attend_original", where)
+        if site.operation is not None and offers(rule.tuner, "in_weights"):
+            return self._in_weights(rule, site)
+        if rule.reads == "output" and offers(rule.tuner, "in_sequence"):
+            return self._after(rule, site)
+        raise _no_original(rule, where)
+
+    def through(self, rule: Rule, run: Sequence[Site], where: str) -> Attachment:
+        """How a tuner is attached whose prompts stay in the sequence from the first site to the last.
+
+        Raises:
+            PlanError: it cannot be; why.
+        """
+        method = "attend" if self.form == "unbound" else "attend_original"
+        return self._prompts(prompts_through(self.sites, self.places, run, method), rule, run[0], where)
+
+    def _in_softmax(self, rule: Rule, site: Site, method: str, where: str) -> Attachment:
+        if joins_rows(rule.tuner):
+            return self._prompts(prompts_at(self.sites, self.places, site, method), rule, site, where)
+        if site.attention is None or not site.attention.whole:
+            raise PlanError(
+                f"{rule.tuner} goes on attentions only",
+                found=f"the {site.kind} at `{site.path}`",
+                where=where,
+                fix="write `at: mha`",
+            )
+        region, core = core_edit(self.sites.view, self.places, site, method)
+        self._claim(region, core.node, rule, site, where)
+        return Attachment(region, core, _facts(site.attention, site.width))
+
+    def _prompts(self, prompts: Prompts, rule: Rule, site: Site, where: str) -> Attachment:
+        for region, core in prompts.edit.cores:
+            self._claim(region, core.node, rule, site, where)
+        return Attachment(prompts.region, prompts.edit, _facts(prompts.attention, prompts.width))
+
+    def _claim(self, region: str, node: str, rule: Rule, site: Site, where: str) -> None:
+        other = self._cores.setdefault((region, node), where)
+        if other != where:
+            raise PlanError(
+                f"{rule.tuner} cannot take part in the softmax of the {site.kind} at `{site.path}`",
+                found=f"the rule at {other} does already, and how two share one softmax is not defined",
+                where=where,
+                fix="keep one of the two rules there, or part them by `where:`",
+            )
+
+    def _beside(self, rule: Rule, site: Site) -> Attachment:
+        port = _read(rule, site)
+        self._check_memory(rule, site)
+        source, output = self.places.meeting(site, port)
+        # The output itself is followed by the sum: whatever overwrote it overwrites the sum instead.
+        copied = port is not site.output and port.value in self.overwritten
+        edit = Beside(_value(source.node, port, copied), _value(output.node, site.output))
+        return Attachment(output.region, edit, {"width_in": port.width})
+
+    def _after(self, rule: Rule, site: Site) -> Attachment:
+        self._check_memory(rule, site)
+        _, output = self.places.meeting(site, site.output)
+        return Attachment(output.region, After(_value(output.node, site.output)), {"width_in": site.width})
+
+    def _in_weights(self, rule: Rule, site: Site) -> Attachment:
+        port = _read(rule, site)
+        _, output = self.places.meeting(site, port)
+        return Attachment(output.region, in_weights_edit(self.sites.view, self.places, site), {"width_in": port.width})
+
+    def _check_memory(self, rule: Rule, site: Site) -> None:
+        reader = self.overwritten.reader_elsewhere(site.output.value)
+        if reader is not None:
+            raise PlanError(
+                f"{rule.tuner} cannot be added to the {site.kind} at `{site.path}`",
+                found="its output shares memory with another value, is overwritten later, and the other value is then "
+                f"read at {reader.place()}",
+                fix="choose other sites (`where:`), or let the model's code copy the value before it overwrites it",
+            )
+
+
+def _read(rule: Rule, site: Site) -> Port:
+    """Where input and output differ in shape, the tuner reads the output (definitions, section 3).
+
+    A tuner that maps between widths reads the input whatever its width.
+    """
+    same_width = site.input.width == site.output.width or maps_widths(rule.tuner)
+    same_positions = site.input.positions == site.output.positions
+    if rule.reads == "input" and maps_widths(rule.tuner) and not same_positions:
+        raise PlanError(
+            f"{rule.tuner} cannot go on the {site.kind} at `{site.path}`",
+            found=f"{site.input.positions} positions at its input and {site.output.positions} at its output",
+            fix="choose sites that keep the positions apart (`where:`), or let the rule read the output "
+            "(`reads: output`)",
+        )
+    return site.input if rule.reads == "input" and same_width and same_positions else site.output
+
+
+def _facts(attention: Attention, width: int) -> dict[str, int]:
+    """What a tuner that takes part in an attention is told."""
+    return {"kv_heads": attention.kv_heads, "head_dim": attention.head_dim, "width_in": width}
+
+
+def _value(node: str, port: Port, copied: bool = False) -> Value:
+    return Value(node, port.channel_axis, len(port.shape), copied)
+
+
+def _no_original(rule: Rule, where: str) -> RuleError:
+    fix = "leave form='original' out"
+    if offers(rule.tuner, "in_sequence"):
+        found = f"{rule.tuner} has one where it reads the output, behind the operation; this rule reads the input"
+        fix = f"write `reads: output` in the rule, or {fix}"
+    elif offers(rule.tuner, "in_weights"):
+        found = f"{rule.tuner} has one at single operations with weights, not at a whole {rule.at}"
+        fix = f"name operations of the unit with `on:`, or {fix}"
+    elif offers(rule.tuner, "attend_original"):
+        found = f"{rule.tuner} has one at an attention only, not at {rule.target}"
+        fix = f"write `at: mha` in the rule, or {fix}"
+    else:
+        found = f"{rule.tuner} has none: it is a branch beside the operation and nothing else"
+    return RuleError(f"No original form of {rule.tuner} at {rule.target}", found=found, where=where, fix=fix)

@@ -1,0 +1,344 @@
+"""Where prompt rows travel: from where they join a sequence to where they leave it.
+
+The captured graph was made for N tokens and may hold N as a literal. What must change for N + P is found by following
+the tokens themselves: every value on the way is given a tensor of token numbers, moved as the model moves it, so the
+axis (or part of an axis) along which the numbers differ is where the tokens are, whatever other size equals N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import Tensor, fx
+
+from fxtune.errors import PlanError
+from fxtune.planning.edits import Bypass, Resize
+from fxtune.view import Value, View, example_size
+from fxtune.vocabulary import CAST, DROPOUT, LAYOUT, PART
+
+SIZED = {"view": 1, "reshape": 1, "_unsafe_view": 1, "expand": 1, "view_copy": 1}
+"""Operators that are given sizes, and the position of the sizes among their arguments."""
+
+
+class Lost(Exception):
+    """The operation treats tokens by their position, so that further rows have no place in it."""
+
+
+@dataclass
+class Way:
+    """The values between where rows join and where they leave, and what must change for them.
+
+    Attributes:
+        values: ids, in the order of computation; the first is the one that the rows join.
+        axes: the token axis of each value that has the tokens on one axis of their own.
+        resized: reshapes and the like.
+        bypasses: runs of operations that treat tokens by position, which the rows go around.
+    """
+
+    values: list[int]
+    axes: dict[int, int] = field(default_factory=dict)
+    resized: list[Resize] = field(default_factory=list)
+    bypasses: list[Bypass] = field(default_factory=list)
+
+
+def way(view: View, start: int, ends: Iterable[int], cores: dict[int, int], site: str) -> Way:
+    """The way of rows from the value `start` (B x N x D) to the values `ends`.
+
+    Args:
+        view: the view.
+        start: id of the value that the rows join.
+        ends: ids of the values behind which they leave.
+        cores: attention cores on the way: the core's value id -> that of its queries.
+        site: for errors.
+
+    Raises:
+        PlanError: an operation on the way has no place for further rows; which.
+    """
+    return _Walk(view, start, tuple(ends), cores, site).walk()
+
+
+class _Walk:
+    def __init__(self, view: View, start: int, ends: tuple[int, ...], cores: dict[int, int], site: str) -> None:
+        self.view, self.start, self.ends, self.cores, self.site = view, start, ends, cores, site
+        self.tokens = example_size(view.values[start].shape[1])
+        self.labels: dict[int, Any] = {}
+        self.graph = self._between()
+
+    def walk(self) -> Way:
+        if self.tokens < 2:
+            raise self._refused("has one token in the example, which can't be told from the other sizes", self.start)
+        found = Way(sorted(self.graph))
+        self.labels[self.start] = self._first()
+        lost: set[int] = set()
+        around: dict[int, tuple[int, int]] = {}
+        for id in found.values[1:]:
+            if any(other in lost for other in self.graph.predecessors(id)):
+                lost.add(id)
+            else:
+                try:
+                    self.labels[id] = self._label(id, found)
+                except Lost:
+                    lost.add(id)
+                    around[id] = (id, id)
+            if id in lost and (entry := self._joins_again(id, set(around))) is not None:
+                found.bypasses.append(self._bypass(entry, id))
+                self.labels[id] = self.labels[entry]
+                lost -= set(nx.ancestors(self.graph, id)) | {id}
+                around = {k: v for k, v in around.items() if k in lost}
+        if lost:
+            first = min(around or lost)
+            raise self._refused("treats tokens by their position", first)
+        self._check_readers(found)
+        inside = {id for bypass in found.bypasses for id in bypass.inside}
+        found.resized = [resize for resize in found.resized if resize.value not in inside]
+        found.axes = {id: axis for id in found.values if (axis := self._axis(self.labels.get(id))) is not None}
+        return found
+
+    def _check_readers(self, found: Way) -> None:
+        """What is not on the way must not see the rows."""
+        stays = {*self.ends, *(end for core, q in self.cores.items() for end in (core, q)), self.start}
+        for id in found.values:
+            for reader in self.view.readers.get(id, []) if id not in stays else ():
+                if reader not in self.graph and _tensors(self.view.values[reader].val):
+                    raise self._refused(f"is read by {self.view.values[reader].place()}, too, without rows", id)
+
+    # ---- the values on the way ---------------------------------------------------------------------------------------
+
+    def _between(self) -> nx.DiGraph[int]:
+        """What is computed from `start` and leads to one of the ends. Through a core only its queries lead."""
+        graph: nx.DiGraph[int] = nx.DiGraph()
+        graph.add_node(self.start)
+        last = max(self.ends)
+        for value in self.view.values[self.start + 1 : last + 1]:
+            operands = [self.cores[value.id]] if value.id in self.cores else [v.id for v in value.inputs()]
+            if not _tensors(value.val):
+                continue
+            for operand in operands:
+                if operand in graph:
+                    graph.add_edge(operand, value.id)
+        wanted = set(self.ends) & set(graph)
+        for end in list(wanted):
+            wanted |= nx.ancestors(graph, end)
+        return nx.DiGraph(graph.subgraph(wanted | {self.start}))
+
+    def _joins_again(self, id: int, lost: set[int]) -> int | None:
+        """If every way from a lost operation to the ends runs through `id`: the value from which all of them part."""
+        if self.view.values[id].val is None or any(end not in self._behind(id) for end in self._ends_of(lost)):
+            return None
+        if not all(self._only_through(other, id) for other in lost):
+            return None
+        before = nx.immediate_dominators(self.graph, self.start)
+        entry = id
+        while entry in lost or any(not self._dominates(entry, other, before) for other in lost):
+            entry = before[entry]
+        if entry == id or entry not in self.labels or _sizes(self.view.values[entry]) != _sizes(self.view.values[id]):
+            return None
+        return entry
+
+    def _ends_of(self, lost: set[int]) -> set[int]:
+        return {end for end in self.ends if end in self.graph and any(end in self._behind(other) for other in lost)}
+
+    def _behind(self, id: int) -> set[int]:
+        return set(nx.descendants(self.graph, id)) | {id}
+
+    def _only_through(self, other: int, id: int) -> bool:
+        if other == id:
+            return True
+        without = self.graph.subgraph(set(self.graph) - {id})
+        reached = set(nx.descendants(without, other)) | {other}
+        return id in self._behind(other) and not reached & set(self.ends)
+
+    @staticmethod
+    def _dominates(entry: int, other: int, before: dict[int, int]) -> bool:
+        while other != entry and before.get(other, other) != other:
+            other = before[other]
+        return other == entry
+
+    def _bypass(self, entry: int, exit: int) -> Bypass:
+        axis = self._axis(self.labels[entry])
+        if axis is None:
+            raise self._refused("treats tokens by their position, where they share an axis with others", exit)
+        inside = self._behind(entry) & (set(nx.ancestors(self.graph, exit)) | {exit}) - {entry}
+        taps = [self._tap(entry), self._tap(exit)]
+        if taps[0].region != taps[1].region:
+            raise self._refused("treats tokens by their position in more than one module", exit)
+        readers = tuple(sorted(self._tap(reader).node for reader in self.graph.successors(entry) if reader in inside))
+        return Bypass(taps[0].region, taps[0].node, taps[1].node, axis, readers, frozenset(inside))
+
+    # ---- token numbers -----------------------------------------------------------------------------------------------
+
+    def _first(self) -> Tensor:
+        sizes = [example_size(size) for size in self.view.values[self.start].shape]
+        return torch.arange(self.tokens, dtype=torch.int32).view(1, -1, 1).expand(sizes)
+
+    def _label(self, id: int, found: Way) -> Any:
+        value = self.view.values[id]
+        if id in self.cores:
+            return _channels(self.labels[self.cores[id]], value)
+        if value.op in CAST or value.op in DROPOUT or value.op == "contiguous":
+            return self._only(value)
+        if value.op in LAYOUT or value.op in PART or value.op in ("getitem", "cat", "stack"):
+            return self._moved(value, found)
+        if value.op in MAPS and len([v for v in value.inputs() if v.id in self.labels]) == 1:
+            return _channels(self._only(value), value)
+        if value.op in REDUCES:
+            return self._reduced(value)
+        if value.op in ALONE:
+            return self._alone(value)
+        raise self._refused(f"is `{value.op}`, which is not known to act on each token alone", id)
+
+    def _moved(self, value: Value, found: Way) -> Any:
+        if any(_tensors(v.val) and v.id not in self.labels for v in value.inputs()):
+            raise Lost  # something that has its own tokens is put beside them
+        args, kwargs = fx.node.map_aggregate((value.args, value.kwargs), self._plain)
+        moved = value.target(*args, **kwargs)
+        self._check_order(moved)
+        if value.op in SIZED:
+            self._resize(value, moved, found)
+        return moved
+
+    def _plain(self, argument: Any) -> Any:
+        """An argument as the token numbers' own run needs it."""
+        if isinstance(argument, Value):
+            return self.labels[argument.id] if argument.id in self.labels else _number(argument.val)
+        return _number(argument)
+
+    def _check_order(self, moved: Any) -> None:
+        """All tokens must be there, in their order: further rows come behind the last."""
+        if isinstance(moved, tuple | list):
+            for item in moved:
+                self._check_order(item)
+            return
+        if (places := _varying(moved)) != [] and len(places) == 1:
+            numbers = moved.movedim(places[0], 0).flatten(1)[:, 0].tolist()
+            if list(dict.fromkeys(numbers)) == list(range(self.tokens)):
+                return
+        raise Lost
+
+    def _resize(self, value: Value, moved: Tensor, found: Way) -> None:
+        if not value.taps:
+            return  # inside a module that is kept whole: it reads its sizes from what it is given
+        position = SIZED[value.op]
+        changed = _resized(list(value.args[position]), _varying(moved)[0], value)
+        if changed is None:
+            raise self._refused("leaves two of its sizes open", value.id)
+        if changed:
+            found.resized.append(Resize(value.taps[0].region, value.taps[0].node, position, changed, value.id))
+
+    def _reduced(self, value: Value) -> Tensor:
+        """A mean or a norm over channels."""
+        schema = value.target._schema
+        given = dict(zip([a.name for a in schema.arguments], value.args, strict=False)) | value.kwargs
+        labels, dims = self._only(value), given.get("dim")
+        dims = [dims] if isinstance(dims, int) else list(dims or range(labels.dim()))
+        if {dim % labels.dim() for dim in dims} & set(_varying(labels)):
+            raise self._refused(f"mixes tokens by `{value.op}`", value.id)
+        reduced: Tensor = labels.amax(dims, keepdim=bool(given.get("keepdim", False)))
+        return reduced
+
+    def _alone(self, value: Value) -> Tensor:
+        """Operations on each number alone, or over channels; what they read beside the tokens has no tokens itself."""
+        shape = [example_size(size) for size in value.shape]
+        parts: list[Tensor] = [self.labels[v.id].expand(shape) for v in value.inputs() if v.id in self.labels]
+        for other in value.inputs():
+            if isinstance(other.val, Tensor) and other.id not in self.labels and self._by_position(other, parts[0]):
+                raise Lost
+        if any(not torch.equal(part, parts[0]) for part in parts[1:]):
+            raise Lost
+        if value.op in OVER_CHANNELS and parts[0].dim() - 1 in _varying(parts[0]):
+            raise self._refused(f"mixes tokens by `{value.op}`", value.id)
+        return parts[0]
+
+    def _by_position(self, other: Value, labels: Tensor) -> bool:
+        from_behind = _varying(labels)[0] - labels.dim()
+        return len(other.shape) >= -from_behind and example_size(other.shape[from_behind]) != 1
+
+    def _only(self, value: Value) -> Any:
+        return next(self.labels[v.id] for v in value.inputs() if v.id in self.labels)
+
+    def _axis(self, labels: Any) -> int | None:
+        if not isinstance(labels, Tensor):
+            return None
+        places = _varying(labels)
+        return places[0] if len(places) == 1 and labels.shape[places[0]] == self.tokens else None
+
+    def _tap(self, id: int) -> Any:
+        taps = self.view.values[id].taps
+        if not taps:
+            raise self._refused("is computed inside a module that is kept whole", id)
+        return taps[0]
+
+    def _refused(self, what: str, id: int) -> PlanError:
+        return PlanError(
+            f"prompt rows cannot go through {self.site}",
+            found=f"an operation {what}: {self.view.values[id].place()}",
+            fix="choose other sites (`where:`), or a prefix, which brings keys and values of its own",
+        )
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+MAPS = _names("linear addmm mm matmul")
+"""Maps of the channels, by a weight."""
+
+REDUCES = _names("mean sum linalg_vector_norm")
+"""What makes one number of several."""
+
+OVER_CHANNELS = _names("layer_norm native_layer_norm rms_norm _fused_rms_norm")
+"""What computes a token's channels from one another."""
+
+ALONE = OVER_CHANNELS | _names(
+    """
+    add sub mul div neg relu gelu silu sigmoid tanh hardswish hardtanh elu leaky_relu mish softplus pow rsqrt sqrt exp
+    square reciprocal clamp clamp_min rsub abs erf
+    """
+)
+"""What computes each number, or each token, alone."""
+
+
+def _channels(labels: Tensor, value: Value) -> Tensor:
+    """Token numbers after a map of the last axis."""
+    shape = [example_size(size) for size in value.shape]
+    if labels.dim() - 1 in _varying(labels):
+        raise Lost
+    return labels[..., :1].expand(shape)
+
+
+def _varying(labels: Tensor) -> list[int]:
+    return [axis for axis in range(labels.dim()) if bool((labels.amax(axis) != labels.amin(axis)).any())]
+
+
+def _resized(sizes: list[Any], axis: int, value: Value) -> dict[int, int] | None:
+    """Position -> new size; -1 where the rows are. None where another open size is not known."""
+    if isinstance(sizes[axis], int) and sizes[axis] == -1:
+        return {}
+    changed = {axis: -1}
+    for place, size in enumerate(sizes):
+        if place != axis and isinstance(size, int) and size == -1 and value.op != "expand":
+            known = value.shape[place]
+            if not isinstance(known, int):
+                return None
+            changed[place] = known
+    return changed
+
+
+def _number(argument: Any) -> Any:
+    if isinstance(argument, torch.SymInt):
+        return example_size(argument)
+    return argument
+
+
+def _tensors(val: Any) -> bool:
+    if isinstance(val, tuple | list):
+        return any(_tensors(v) for v in val)
+    return isinstance(val, Tensor)
+
+
+def _sizes(value: Value) -> list[int]:
+    return [example_size(size) for size in value.shape]

@@ -1,0 +1,38 @@
+"""The weights of a single operation, where a tuner is to change them before they are used."""
+
+from __future__ import annotations
+
+from fxtune.errors import PlanError
+from fxtune.matching import Site
+from fxtune.planning.edits import InWeights
+from fxtune.planning.place import Places
+from fxtune.view import View
+
+
+def in_weights_edit(view: View, places: Places, site: Site) -> InWeights:
+    """The edit that lets a tuner change the weights of the operation that a site is.
+
+    Raises:
+        PlanError: the operation has no weights of its own, or they belong to another module.
+    """
+    assert site.operation is not None
+    weights, value = site.operation.weights, view.values[site.operation.value]
+    if weights is None or not value.taps:
+        raise _refused(site, "its weights are computed, or shared out of a larger tensor")
+    tap = value.taps[0]
+    node = places.node(tap)
+    home = ".".join(part for part in (tap.region, str(node.target) if node.op == "call_module" else "") if part)
+    names = []
+    for name in (weights.weight, weights.bias):
+        if name is not None and home and not name.startswith(f"{home}."):
+            raise _refused(site, f"`{name}` belongs to another module than `{home}`")
+        names.append(name if name is None or not home else name.removeprefix(f"{home}."))
+    return InWeights(tap.node, names[0], names[1], weights.layout)
+
+
+def _refused(site: Site, found: str) -> PlanError:
+    return PlanError(
+        f"no tuner can change the weights of the {site.kind} at `{site.path}`",
+        found=found,
+        fix="choose other sites (`where:`), or the unbound form, which leaves weights as they are",
+    )

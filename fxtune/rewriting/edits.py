@@ -1,0 +1,71 @@
+"""What each edit does to the graphs."""
+
+from __future__ import annotations
+
+import operator
+from functools import singledispatch
+
+from torch import fx
+
+from fxtune.planning import After, Beside, Core, Insertion, InWeights, Prompted, Value
+from fxtune.rewriting.core import in_the_softmax
+from fxtune.rewriting.growing import Changes, Growing
+from fxtune.rewriting.layout import from_tokens, to_tokens
+from fxtune.rewriting.prompted import put_rows
+from fxtune.rewriting.weights import tune_weights
+
+
+@singledispatch
+def carry_out(edit: object, insertion: Insertion, changes: Changes) -> None:
+    """Changes the graphs by the edit of an insertion, whose tuner is in its region already."""
+    raise TypeError(edit)
+
+
+@carry_out.register
+def _beside(edit: Beside, insertion: Insertion, changes: Changes) -> None:
+    growing = changes.region(insertion.region)
+    before = growing.current(edit.output.node)
+    readers = list(before.users)
+    branch = _on_tokens(growing, before, insertion.target, _read(edit, growing), edit.source, edit.output)
+    total = growing.behind(branch, operator.add, (before, branch))
+    growing.replace(edit.output.node, readers, total)
+
+
+def _read(edit: Beside, growing: Growing) -> fx.Node:
+    """What the tuner reads: the operation's own output, or a value as the graph has it now, tuned or not."""
+    if edit.source.node == edit.output.node:
+        return growing.original(edit.source.node)
+    return growing.copy_of(edit.source.node) if edit.source.copied else growing.current(edit.source.node)
+
+
+@carry_out.register
+def _after(edit: After, insertion: Insertion, changes: Changes) -> None:
+    growing = changes.region(insertion.region)
+    before = growing.current(edit.output.node)
+    readers = list(before.users)
+    after = _on_tokens(growing, before, insertion.target, before, edit.output, edit.output)
+    growing.replace(edit.output.node, readers, after)
+
+
+@carry_out.register
+def _weights(edit: InWeights, insertion: Insertion, changes: Changes) -> None:
+    tune_weights(edit, insertion.target, changes.region(insertion.region))
+
+
+@carry_out.register
+def _core(edit: Core, insertion: Insertion, changes: Changes) -> None:
+    in_the_softmax(edit, insertion.target, changes.region(insertion.region))
+
+
+@carry_out.register
+def _prompted(edit: Prompted, insertion: Insertion, changes: Changes) -> None:
+    put_rows(edit, insertion, changes)
+
+
+def _on_tokens(growing: Growing, at: fx.Node, tuner: str, read: fx.Node, source: Value, output: Value) -> fx.Node:
+    """The tuner on the tokens of what it reads, in the shape of the output, computed behind `at`."""
+    plain = [value.rank == 3 and value.axis == 2 for value in (source, output)]
+    like = growing.original(output.node)
+    tokens = read if plain[0] else (at := growing.behind(at, to_tokens, (read, source.axis)))
+    branch = growing.behind(at, tuner, (tokens,))
+    return branch if all(plain) else growing.behind(branch, from_tokens, (branch, like, output.axis))

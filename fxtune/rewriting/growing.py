@@ -1,0 +1,115 @@
+"""One graph while it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import fx, nn
+
+
+class Changes:
+    """The regions of a captured model that change, each from when it is first asked for."""
+
+    def __init__(self, root: fx.GraphModule) -> None:
+        self._root = root
+        self._regions: dict[str, Growing] = {}
+
+    def region(self, path: str) -> Growing:
+        """The graph of the region at a module path."""
+        if path not in self._regions:
+            module = self._root.get_submodule(path)
+            assert isinstance(module, fx.GraphModule)
+            self._regions[path] = Growing(module)
+        return self._regions[path]
+
+    def finish(self) -> None:
+        """Checks every graph and makes its code anew."""
+        for growing in self._regions.values():
+            growing.graph.lint()
+            growing.module.recompile()
+
+
+class Growing:
+    """A region's graph, in which nodes are known by the names that they had when the patch was planned."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.module, self.graph = module, module.graph
+        self._original: dict[str, fx.Node] = {node.name: node for node in self.graph.nodes}
+        self._current: dict[fx.Node, fx.Node] = {}
+        self._copies: dict[fx.Node, fx.Node] = {}
+
+    def tuners(self) -> nn.ModuleDict:
+        """The tuners of the region."""
+        if "tuners" not in self.module._modules:
+            self.module.add_module("tuners", nn.ModuleDict())
+        tuners = self.module.tuners
+        assert isinstance(tuners, nn.ModuleDict)
+        return tuners
+
+    def original(self, name: str) -> fx.Node:
+        """The node that the model itself computes under this name."""
+        return self._original[name]
+
+    def current(self, name: str) -> fx.Node:
+        """The node that has this name's value as the graph is now, tuned or not."""
+        node = self._original[name]
+        return self._current.get(node, node)
+
+    def replace(self, name: str, readers: Iterable[fx.Node], after: fx.Node) -> None:
+        """Gives `readers` the node `after` instead of the value called `name`, whose value that is from now on."""
+        before = self.current(name)
+        after.meta.setdefault("val", before.meta.get("val"))
+        for reader in readers:
+            reader.replace_input_with(before, after)
+        self._current[self._original[name]] = after
+
+    def copy_of(self, name: str) -> fx.Node:
+        """A copy of the value, taken right behind its producer: later it may be overwritten."""
+        source = self.current(name)
+        if source not in self._copies:
+            copy = self.behind(source, torch.ops.aten.clone.default, (source,))
+            copy.meta["val"] = source.meta.get("val")
+            self._copies[source] = copy
+        return self._copies[source]
+
+    def behind(
+        self,
+        node: fx.Node,
+        target: Callable[..., object] | str,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object] | None = None,
+    ) -> fx.Node:
+        """A new node right behind `node`; a text names a module."""
+        with self.graph.inserting_after(node):
+            kind = "call_module" if isinstance(target, str) else "call_function"
+            made: fx.Node = self.graph.create_node(kind, target, args, dict(kwargs or {}))  # type: ignore[arg-type]
+        return made
+
+    def before(
+        self,
+        node: fx.Node,
+        target: Callable[..., object] | str,
+        args: tuple[object, ...],
+        kwargs: Mapping[str, object] | None = None,
+    ) -> fx.Node:
+        """A new node right before `node`; a text names a module."""
+        with self.graph.inserting_before(node):
+            kind = "call_module" if isinstance(target, str) else "call_function"
+            made: fx.Node = self.graph.create_node(kind, target, args, dict(kwargs or {}))  # type: ignore[arg-type]
+        return made
+
+    def state(self, node: fx.Node, name: str) -> fx.Node:
+        """A parameter, or a module, that the region holds; got right before `node`."""
+        with self.graph.inserting_before(node):
+            return self.graph.get_attr(name)
+
+    def drop(self, node: fx.Node) -> None:
+        """Erases a node that nobody reads any more, and what only it read."""
+        if node.users or node.op == "placeholder":
+            return
+        operands = list(node.all_input_nodes)
+        self.graph.erase_node(node)
+        for operand in operands:
+            if not operand.is_impure():
+                self.drop(operand)
