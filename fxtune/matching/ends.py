@@ -10,7 +10,7 @@ import torch
 
 from fxtune.matching.edges import inside, only_reader, port
 from fxtune.matching.site import Port
-from fxtune.view import Value, View, example_size
+from fxtune.view import Value, View, example_size, written
 from fxtune.vocabulary import RESHAPING
 
 

@@ -74,7 +74,7 @@ def build(
 def _drawing(target: torch.device, seed: int | None) -> Iterator[None]:
     """Where new weights are made, and with which numbers."""
     if target.type == "meta":
-        with target, _Undrawn():
+        with target, _Undrawn():  # type: ignore[no-untyped-call]
             yield
         return
     with torch.random.fork_rng(devices=[], enabled=seed is not None), torch.device("cpu"):
@@ -83,7 +83,7 @@ def _drawing(target: torch.device, seed: int | None) -> Iterator[None]:
         yield
 
 
-class _Undrawn(TorchDispatchMode):
+class _Undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Leaves a tensor as it is where numbers are drawn into it.
 
     The meta device has no numbers, but torch goes a long way to draw them there: most of the time that a tuner takes.
