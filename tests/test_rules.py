@@ -241,22 +241,20 @@ PUBLISHED = {  # by others than Res-Tuning: the sites of their rules
     "adapter_houlsby": ["mha", "ffn"],
     "bitfit": ["biased"],
     "lora": ["mha.q_proj, k_proj, v_proj"],
+    "prefix": ["mha"],
+    "prompt": ["mha"],
+    "vpt_deep": ["block"],
+    "vpt_shallow": ["block"],
 }
 
 
 def test_shipped_rule_sets():
     found = {rule_set.name: rule_set for rule_set in rules.shipped()}
-    single = {f"single_{tuner}_{op}" for tuner in ("adapter", "prefix", "prompt") for op in ("mha", "ffn", "block")}
+    kinds = ("adapter", "prefix", "prompt")  # a dual set names the tuner on MHA first; two adapters are called `res`
+    single = {f"single_{tuner}_{op}" for tuner in kinds for op in ("mha", "ffn", "block")}
+    dual = {f"dual_{a}_{b}" for a in kinds for b in kinds} - {"dual_adapter_adapter"} | {"dual_res"}
     assert set(found) == SHIPPED
-    assert set(found) == single - {"single_prefix_mha", "single_prompt_mha"} | {
-        "dual_res",
-        "dual_adapter_prefix",
-        "dual_adapter_prompt",
-        "tri_res",
-        "tri_res_prefix",
-        "tri_res_prompt",
-        *PUBLISHED,
-    }
+    assert set(found) == single | dual | {"tri_res", "tri_res_prefix", "tri_res_prompt", *PUBLISHED}
     assert all(rule_set.train == ("tuners", "head if any") for rule_set in found.values())
     for name, targets in PUBLISHED.items():
         assert [rule.target for rule in found[name].rules] == targets
