@@ -201,8 +201,8 @@ class _Walk:
             for item in moved:
                 self._check_order(item)
             return
-        if (places := _varying(moved)) != [] and len(places) == 1:
-            numbers = moved.movedim(places[0], 0).flatten(1)[:, 0].tolist()
+        if len(places := _varying(moved)) == 1:
+            numbers = _compact(moved).movedim(places[0], 0).flatten(1)[:, 0].tolist()
             if list(dict.fromkeys(numbers)) == list(range(self.tokens)):
                 return
         raise Lost
@@ -221,12 +221,14 @@ class _Walk:
         """A mean or a norm over channels."""
         schema = value.target._schema
         given = dict(zip([a.name for a in schema.arguments], value.args, strict=False)) | value.kwargs
-        labels, dims = self._only(value), given.get("dim")
+        labels: Tensor = self._only(value)
+        dims = given.get("dim")
         dims = [dims] if isinstance(dims, int) else list(dims or range(labels.dim()))
         if {dim % labels.dim() for dim in dims} & set(_varying(labels)):
             raise self._refused(f"mixes tokens by `{value.op}`", value.id)
-        reduced: Tensor = labels.amax(dims, keepdim=bool(given.get("keepdim", False)))
-        return reduced
+        for dim in sorted((dim % labels.dim() for dim in dims), reverse=True):
+            labels = labels.narrow(dim, 0, 1) if given.get("keepdim", False) else labels.select(dim, 0)
+        return labels
 
     def _alone(self, value: Value) -> Tensor:
         """Operations on each number alone, or over channels; what they read beside the tokens has no tokens itself."""
@@ -235,7 +237,7 @@ class _Walk:
         for other in value.inputs():
             if isinstance(other.val, Tensor) and other.id not in self.labels and self._by_position(other, parts[0]):
                 raise Lost
-        if any(not torch.equal(part, parts[0]) for part in parts[1:]):
+        if any(_varying(part) != _varying(parts[0]) for part in parts[1:]):
             raise Lost
         if value.op in OVER_CHANNELS and parts[0].dim() - 1 in _varying(parts[0]):
             raise self._refused(f"mixes tokens by `{value.op}`", value.id)
@@ -319,7 +321,18 @@ def _channels(labels: Tensor, value: Value) -> Tensor:
 
 
 def _varying(labels: Tensor) -> list[int]:
-    return [axis for axis in range(labels.dim()) if bool((labels.amax(axis) != labels.amin(axis)).any())]
+    """The axes along which the numbers differ."""
+    labels = _compact(labels)
+    several = (axis for axis in range(labels.dim()) if labels.shape[axis] > 1)
+    return [axis for axis in several if bool((labels.amax(axis) != labels.amin(axis)).any())]
+
+
+def _compact(labels: Tensor) -> Tensor:
+    """The numbers once, where they are written once for a whole axis: most of them are, and sizes are a model's own."""
+    for axis in range(labels.dim()):
+        if labels.stride(axis) == 0:
+            labels = labels.narrow(axis, 0, 1)
+    return labels
 
 
 def _resized(sizes: list[Any], axis: int, value: Value) -> dict[int, int] | None:
