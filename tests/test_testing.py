@@ -31,6 +31,8 @@ from fxtune.tuned import TunedModel
 
 ASSERTIONS = [assert_identity_at_init, assert_only_tuners_train, assert_strips_clean]
 FFN = FFNShape(seed=1)
+# Each example captures a model: shrinking one would take longer than reading it.
+WITHOUT_SHRINKING = [Phase.explicit, Phase.reuse, Phase.generate]
 
 
 def at_ffn(tuner: str, **settings: Any) -> dict[str, Any]:
@@ -147,19 +149,21 @@ def test_rule_files_are_valid(file: dict[str, Any]) -> None:
         assert any(rule.where.refusal(block=block, **facts) is None for block in range(3))
 
 
-def test_rule_files_reach_every_tuner_site_and_setting() -> None:
-    quick = settings(phases=[Phase.generate], database=None, max_examples=2000)
+def test_rule_files_have_every_tuner_site_and_setting() -> None:
+    seen: set[tuple[str, ...]] = set()
+
+    @settings(max_examples=examples(300, 2000))
+    @given(rule_files())
+    def collect(file: dict[str, Any]) -> None:
+        for rule in file["rules"]:
+            (name, given_settings), *_ = rule["insert"].items()
+            seen.update([(name, rule["at"]), *((name, "setting", setting) for setting in given_settings)])
+
+    collect()
     for name in tuners.shipped():
-        for kind in ("mha", "ffn", "block", "conv_mixer"):
-            if tuners.refusal(name, kind) is None:
-                wanted = (name, kind)
-                find(
-                    rule_files(),
-                    lambda file, wanted=wanted: wanted in [(*rule["insert"], rule["at"]) for rule in file["rules"]],
-                    settings=quick,
-                )
-        for setting, (annotation, _) in tuners.settings(name).items():
-            assert setting_values(annotation) is not None, f"{name}: {setting}"
+        assert {kind for kind in ("mha", "block") if (name, kind) in seen}, name
+        assert all((name, "setting", setting) in seen for setting in tuners.settings(name)), name
+    assert {("res_adapter", kind) for kind in ("mha", "ffn", "block", "conv_mixer")} <= seen
 
 
 @pytest.mark.parametrize(
@@ -168,6 +172,7 @@ def test_rule_files_reach_every_tuner_site_and_setting() -> None:
         (bool, lambda value: value in (True, False)),
         (int, lambda value: isinstance(value, int) and value >= 0),
         (float, lambda value: 0 < value < 2),
+        (float | None, lambda value: value is None or 0 < value < 2),
     ],
 )
 def test_settings_are_drawn_from_their_annotations(annotation: Any, fits: Callable[[Any], bool]) -> None:
@@ -182,7 +187,7 @@ def test_settings_are_drawn_from_their_annotations(annotation: Any, fits: Callab
     assert setting_values(str) is None
 
 
-@settings(max_examples=examples(4, 40))
+@settings(max_examples=examples(4, 40), phases=WITHOUT_SHRINKING)
 @given(
     small_models(["vit", "bert", "convnext", "resnet"]),
     rule_files(inserts=["res_adapter"], at=["block"], fixed={"init": "zero", "activation": "gelu"}),
@@ -191,6 +196,21 @@ def test_settings_are_drawn_from_their_annotations(annotation: Any, fits: Callab
 def test_drawn_rules_on_drawn_models_hold(small: SmallModel, file: dict[str, Any], holds: Callable[..., None]) -> None:
     model, inputs = small.build()
     holds(model, file, inputs)
+
+
+@settings(max_examples=examples(6, 60), phases=WITHOUT_SHRINKING)
+@given(
+    small_models("vit"),
+    rule_files(
+        # One that spans sites needs blocks with nothing between that mixes tokens or draws a drop path.
+        inserts=[name for name in tuners.shipped() if not tuners.spans_sites(name)],
+        at=["mha", "ffn", "block"],
+        fixed={"activation": "gelu"},
+    ),
+)
+def test_every_tuner_is_all_that_trains(small: SmallModel, file: dict[str, Any]) -> None:
+    model, inputs = small.build()
+    assert_only_tuners_train(model, file, inputs)
 
 
 # ---- the assertions fail -------------------------------------------------------------------------------------------

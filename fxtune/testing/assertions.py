@@ -16,6 +16,7 @@ from fxtune.api import RulesLike, apply
 from fxtune.testing.state import State, moved, same, tensors, values
 from fxtune.tracing import call_inputs
 from fxtune.tuned import TunedModel
+from fxtune.tuners import attached_by
 
 Rules = RulesLike | Sequence[RulesLike]
 
@@ -135,7 +136,7 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _noting_what_adds(tuned: TunedModel) -> Iterator[list[str]]:
-    """A line for every tuner whose result is not zero, written while the model runs."""
+    """A line for every tuner beside an operation that adds more than zero, written while the model runs."""
     adding: list[str] = []
 
     def note(path: str, result: Any) -> None:
@@ -145,7 +146,7 @@ def _noting_what_adds(tuned: TunedModel) -> Iterator[list[str]]:
     handles = [
         module.register_forward_hook(lambda _, __, result, path=path: note(path, result))
         for path, module in tuned.named_modules()
-        if path.split(".")[-2:-1] == ["tuners"]
+        if path.split(".")[-2:-1] == ["tuners"] and attached_by(module) == "forward"
     ]
     try:
         yield adding

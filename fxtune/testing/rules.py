@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from fxtune import tuners
+from fxtune.errors import RuleError
 
 SITES = ("mha", "ffn", "block", "conv_mixer")
 """The kinds of sites that the shipped patterns name for rules."""
@@ -23,6 +24,9 @@ def rule_files(
 ) -> st.SearchStrategy[dict[str, Any]]:
     """A strategy for valid rule files, as dicts that `fxtune.apply` takes for ``rules``.
 
+    Each tuner is drawn at the kinds of sites that it can stand on in any model that has them; a model may still lack a
+    site or a use of it, and `fxtune.apply` then says so.
+
     Args:
         inserts: names of tuners, your own as well; by default those that fxtune ships.
         at: kinds of sites, your own patterns as well.
@@ -31,12 +35,37 @@ def rule_files(
         fixed: settings that every tuner which has them is given: ``{"init": "zero"}``.
     """
     names = tuners.shipped() if inserts is None else inserts
-    pairs = [(name, kind) for name in names for kind in at if tuners.refusal(name, kind) is None]
+    pairs = [(name, kind) for name in names for kind in at if _stands(name, kind)]
     rule = st.sampled_from(pairs).flatmap(lambda pair: _rule(*pair, blocks, fixed or {}))
+    listed = st.lists(rule, min_size=1, max_size=3).map(_one_in_the_softmax)
     return st.fixed_dictionaries(
-        {"fxtune": st.just(1), "name": st.just("drawn"), "rules": st.lists(rule, min_size=1, max_size=3)},
+        {"fxtune": st.just(1), "name": st.just("drawn"), "rules": listed},
         optional={"train": st.sampled_from([["tuners"], ["tuners", "head if any"]])},
     )
+
+
+def _stands(name: str, kind: str) -> bool:
+    if tuners.refusal(name, kind) is not None:
+        return False
+    if tuners.spans_sites(name):
+        return kind == "block"
+    if not tuners.offers(name, "forward"):  # it lives in an attention alone
+        return kind in ("mha", "block")
+    return kind not in ("block", "conv_mixer") or not tuners.maps_widths(name)  # there positions may change
+
+
+def _one_in_the_softmax(drawn: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Two tuners in one softmax are not defined: of such rules the first stays."""
+    kept: list[dict[str, Any]] = []
+    for rule in drawn:
+        inside = [_in_softmax(next(iter(other["insert"])), other["at"]) for other in (*kept, rule)]
+        if not (inside[-1] and any(inside[:-1])):
+            kept.append(rule)
+    return kept
+
+
+def _in_softmax(name: str, kind: str) -> bool:
+    return tuners.offers(name, "attend") and (kind == "mha" or not tuners.offers(name, "forward"))
 
 
 def _rule(name: str, kind: str, blocks: int | None, fixed: Mapping[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
@@ -47,11 +76,25 @@ def _rule(name: str, kind: str, blocks: int | None, fixed: Mapping[str, Any]) ->
             given[setting] = st.just(fixed[setting])
         elif (values := setting_values(annotation)) is not None:
             free[setting] = values
-    insert = st.fixed_dictionaries({name: st.fixed_dictionaries(given, optional=free)})
-    more: dict[str, st.SearchStrategy[Any]] = {"reads": st.sampled_from(["input", "output"])}
-    if blocks is not None:
+    # A few settings are refused on one kind of site only; the tuner itself knows.
+    settings = st.fixed_dictionaries(given, optional=free).filter(lambda values: _builds(name, kind, values))
+    insert = st.fixed_dictionaries({name: settings})
+    more: dict[str, st.SearchStrategy[Any]] = {}
+    if not _in_softmax(name, kind):
+        more["reads"] = st.sampled_from(["input", "output"])
+    if blocks is not None and not tuners.spans_sites(name):  # which takes all blocks between its first and its last
         more["where"] = _where(blocks)
     return st.fixed_dictionaries({"at": st.just(kind), "insert": insert}, optional=more)
+
+
+def _builds(name: str, kind: str, settings: Mapping[str, Any]) -> bool:
+    inside = _in_softmax(name, kind)
+    place = tuners.Placement(8, 2, kind, kv_heads=2 if inside else 1, head_dim=4 if inside else 0)
+    try:
+        tuners.build(name, settings, place, device="meta")
+    except RuleError:
+        return False
+    return True
 
 
 def _where(blocks: int) -> st.SearchStrategy[dict[str, Any]]:
@@ -70,10 +113,18 @@ def _where(blocks: int) -> st.SearchStrategy[dict[str, Any]]:
 
 def setting_values(annotation: Any) -> st.SearchStrategy[Any] | None:
     """Small values that a setting of this annotation takes; None for one that only its default is known to fit."""
-    schema = TypeAdapter(annotation).json_schema()
+    return _values(TypeAdapter(annotation).json_schema())
+
+
+def _values(schema: Mapping[str, Any]) -> st.SearchStrategy[Any] | None:
+    if "anyOf" in schema:
+        alternatives = [values for choice in schema["anyOf"] if (values := _values(choice)) is not None]
+        return st.one_of(alternatives) if alternatives else None
     if "const" in schema or "enum" in schema:
         return st.sampled_from(schema.get("enum") or [schema["const"]])
     match schema.get("type"):
+        case "null":
+            return st.none()
         case "boolean":
             return st.booleans()
         case "integer":
