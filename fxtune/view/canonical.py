@@ -186,7 +186,7 @@ class _Builder:
         if op == "part" and isinstance(value.val, tuple | list):
             return  # each of its items is a part of its operand
         if value.target is operator.getitem and operands[0].op in ops.PART:
-            operands = operands[0].inputs()[:1]
+            operands = [*operands[0].inputs()[:1]]
         uses = tuple(self._use(v) for v in operands)
         self.graph.add_node(value.id, op=op, shape=value.shape, attrs=attrs, uses=uses)
         for position, use in enumerate(uses):

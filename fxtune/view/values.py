@@ -49,6 +49,12 @@ class Value:
     module: str
     taps: list[Tap] = field(default_factory=list)
     leaf: bool = False
+    _inputs: tuple[Value, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        found: list[Value] = []
+        fx.node.map_aggregate((self.args, self.kwargs), lambda a: found.append(a) if isinstance(a, Value) else None)
+        self._inputs = tuple(found)
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -61,11 +67,9 @@ class Value:
         schema = getattr(self.target, "_schema", None)
         return bool(schema and schema.arguments and schema.arguments[0].is_write)
 
-    def inputs(self) -> list[Value]:
+    def inputs(self) -> tuple[Value, ...]:
         """The values among the arguments, in order."""
-        found: list[Value] = []
-        fx.node.map_aggregate((self.args, self.kwargs), lambda a: found.append(a) if isinstance(a, Value) else None)
-        return found
+        return self._inputs
 
     def place(self) -> str:
         """How a person finds the value: module path and operator."""
