@@ -44,7 +44,7 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Region:
         UnsupportedModelError: the model is compiled, wrapped, sharded, quantised or holds another library's adapters.
     """
     check_supported(model)
-    args, kwargs = _distinct(*_inputs(model, example_inputs))
+    args, kwargs = _distinct(*call_inputs(model, example_inputs))
     _check_inputs(model, args, kwargs)
     exported = _export_in_training(model, args, kwargs)
     signature = CallSignature(model, args, kwargs, exported)
@@ -102,8 +102,12 @@ def _check_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         )
 
 
-def _inputs(model: nn.Module, given: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Example inputs in the form (arguments, keywords)."""
+def call_inputs(model: nn.Module, given: Any = None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Example inputs in the form (arguments, keywords).
+
+    Raises:
+        InputError: none are given or known, or they have another form.
+    """
     if given is None:
         return cards.example_inputs(model)
     if isinstance(given, Tensor):
