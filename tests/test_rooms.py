@@ -28,6 +28,8 @@ ROOMS = [
     "inspection",
     "names",
     "api",
+    "verifying",
+    "testing",
     "cli",
     "__main__",
 ]

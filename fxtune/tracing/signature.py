@@ -121,7 +121,9 @@ class CallSignature:
         A dimension is a fixed size, the name of a symbol that may vary (within `bounds`, where it has some), or None
         where a condition binds it.
         """
-        slots = {slot.index: (place, slot.dims) for name, top in self.template.items() for place, slot in _in(top, name)}
+        slots = {
+            slot.index: (place, slot.dims) for name, top in self.template.items() for place, slot in _in(top, name)
+        }
         return [slots[index] for index in sorted(slots)]
 
     def result(self, values: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Verifying: original form against unbound form of the rules on one model, with a certificate of what was found."""
+"""Verifying: original against unbound form of rules on one model, with a certificate of what was found."""
 
 from fxtune.verifying.certificate import Agreement, Breach, Certificate
 from fxtune.verifying.example import Example

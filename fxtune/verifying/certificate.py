@@ -5,20 +5,18 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer
 
-from fxtune import source
-from fxtune.errors import FxtuneError
+from fxtune.errors import SourceError
+from fxtune.verifying.comparing import Kind
 from fxtune.verifying.example import Example
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-Number = Annotated[
-    float, PlainSerializer(lambda x: x if math.isfinite(x) else str(x), float | str, when_used="json")
-]
+Number = Annotated[float, PlainSerializer(lambda x: x if math.isfinite(x) else str(x), float | str, when_used="json")]
 """A float; JSON, which has no infinity, holds that as text."""
 
 
@@ -42,7 +40,7 @@ class Agreement(_Part):
     """
 
     dtype: str
-    of: Literal["outputs", "gradients"]
+    of: Kind
     largest: Number
     tensor: str
     unbound: Number
@@ -67,7 +65,7 @@ class Breach(_Part):
 
     example: Example
     dtype: str
-    of: Literal["outputs", "gradients"]
+    of: Kind
     tensor: str
     error: Number
     bound: Number
@@ -80,7 +78,9 @@ class Breach(_Part):
         return next((shape[0] for shape in self.shapes.values() if shape), None)
 
     def __str__(self) -> str:
-        shapes = ", ".join(f"{place} {' x '.join(map(str, shape)) or 'a number'}" for place, shape in self.shapes.items())
+        shapes = ", ".join(
+            f"{place} {' x '.join(map(str, shape)) or 'a number'}" for place, shape in self.shapes.items()
+        )
         return "\n".join(
             [
                 f"the forms disagree: {self.of} in {self.dtype}, {self.error:.1e} where {self.bound:.1e} is allowed",
@@ -103,6 +103,7 @@ class Certificate(_Part):
         seed: from which their seeds were drawn.
         agreement: an entry for each dtype, outputs and gradients.
         versions: of fxtune, torch and Python, and the device.
+        passed: whether every bound was kept.
         breach: the smallest failing example; None if everything holds.
     """
 
@@ -113,12 +114,8 @@ class Certificate(_Part):
     seed: int
     agreement: tuple[Agreement, ...]
     versions: dict[str, str]
+    passed: bool
     breach: Breach | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Whether every bound was kept."""
-        return self.breach is None and all(entry.holds for entry in self.agreement)
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON."""
@@ -129,9 +126,17 @@ class Certificate(_Part):
         """Read what `save` wrote.
 
         Raises:
-            SourceError: the file does not hold a certificate.
+            SourceError: there is no such file, or it does not hold a certificate.
         """
-        return source.load(Path(path)).validate(cls)
+        try:
+            return cls.model_validate_json(Path(path).read_text("utf-8"))
+        except (OSError, ValueError) as error:  # pydantic's errors are ValueErrors
+            raise SourceError(
+                "A certificate could not be read",
+                found=str(error),
+                where=str(path),
+                fix="pass a file that `certificate.save` or `fxtune verify --out` has written",
+            ) from None
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -165,12 +170,3 @@ class Certificate(_Part):
             holds = Text("yes", "green") if entry.holds else Text("NO", "bold red")
             table.add_row(entry.dtype, entry.of, *numbers, holds, escape(entry.tensor))
         return table
-
-
-def not_dtypes(asked: object) -> FxtuneError:
-    """The error for dtypes that nothing can be verified in."""
-    return FxtuneError(
-        "Nothing can be verified in these dtypes",
-        found=f"dtypes={asked!r}",
-        fix="name floating dtypes of torch: ('float64', 'float32', 'bfloat16')",
-    )

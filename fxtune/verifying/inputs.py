@@ -62,6 +62,7 @@ class Inputs:
         described = signatures[0].tensors()
         self._usual = Call(args, kwargs, {id(t): place for t, (place, _) in zip(tensors, described, strict=True)})
         self._axes, self._ranges = _varying(signatures[0], tensors)
+        self._masked = any(map(_is_mask, tensors))
 
     def example(self, seed: int) -> Example:
         """An example with random sizes."""
@@ -88,7 +89,7 @@ class Inputs:
             for size in dict.fromkeys((1, old // 2, old - 1))
             if 0 < size < old
         ]
-        if example.padded:
+        if example.padded and self._masked:
             changes.append(example.model_copy(update={"padded": False}))
         yield from filter(self.fits, changes)
 
@@ -126,7 +127,7 @@ def _varying(signature: CallSignature, tensors: list[Tensor]) -> tuple[dict[tupl
 
 def _draw(like: Tensor, shape: list[int], padded: bool, generator: torch.Generator) -> Tensor:
     values = like.detach().cpu()
-    if values.dim() > 1 and bool(((values == 0) | (values == 1)).all()):
+    if _is_mask(values):
         drawn = _mask(shape, padded, generator).to(values.dtype)
     elif not values.is_floating_point() or not bool(values.isfinite().all()):
         drawn = values.flatten()[torch.randint(values.numel(), shape, generator=generator)]
@@ -135,6 +136,10 @@ def _draw(like: Tensor, shape: list[int], padded: bool, generator: torch.Generat
         drawn = representable(size * torch.randn(shape, generator=generator, dtype=torch.float64))
     drawn = drawn.double() if drawn.is_floating_point() else drawn
     return drawn.to(like.device)
+
+
+def _is_mask(values: Tensor) -> bool:
+    return values.dim() > 1 and bool(((values == 0) | (values == 1)).all())
 
 
 def _mask(shape: list[int], padded: bool, generator: torch.Generator) -> Tensor:

@@ -15,6 +15,7 @@ from fxtune.errors import PlanError, UnsupportedModelError
 from fxtune.planning import Form
 from fxtune.tracing import call_inputs
 from fxtune.tuned import TunedModel, structural_twin
+from fxtune.verifying.comparing import Kind
 from fxtune.verifying.inputs import Call, Inputs
 from fxtune.verifying.weights import drawn_tensors, drawn_weights, representable
 
@@ -26,7 +27,7 @@ class Values:
     outputs: Mapping[str, Tensor]
     gradients: Mapping[str, Tensor]
 
-    def of(self, kind: str) -> Mapping[str, Tensor]:
+    def of(self, kind: Kind) -> Mapping[str, Tensor]:
         found: Mapping[str, Tensor] = getattr(self, kind)
         return found
 
@@ -127,12 +128,11 @@ def _leaf(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _floating(output: Any) -> dict[str, Tensor]:
     """The floating tensors of what a model returns, by their places in it: ``.logits``, ``[0]``."""
-    leaves, _ = pytree.tree_flatten_with_path(output)
-    return {
-        f"output{pytree.keystr(path)}": leaf
-        for path, leaf in leaves
-        if isinstance(leaf, Tensor) and leaf.is_floating_point()
-    }
+    try:
+        named = [(pytree.keystr(path), leaf) for path, leaf in pytree.tree_flatten_with_path(output)[0]]
+    except ValueError:  # an output type of a library that has not told torch its keys
+        named = [(f"[{index}]", leaf) for index, leaf in enumerate(pytree.tree_leaves(output))]
+    return {f"output{place}": x for place, x in named if isinstance(x, Tensor) and x.is_floating_point()}
 
 
 def _gradients(outputs: Mapping[str, Tensor], of: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
