@@ -29,7 +29,6 @@ from fxtune.unbinding import prefix_attention, unbound_attention
 from fxtune.verifying import Agreement, Breach, Example
 from fxtune.verifying.comparing import Measured, measure
 from fxtune.verifying.inputs import Inputs
-from fxtune.verifying.pair import Pair
 from fxtune.verifying.shrinking import smallest
 from fxtune.verifying.weights import drawn_weights, representable
 
@@ -50,9 +49,9 @@ RULES: dict[str, Rules] = {
 }
 
 
-def vit() -> nn.Module:
+def vit(depth: int = 1) -> nn.Module:
     return VisionTransformer(
-        img_size=16, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3, init_values=1e-5, qk_norm=True
+        img_size=16, patch_size=8, embed_dim=16, depth=depth, num_heads=2, num_classes=3, init_values=1e-5, qk_norm=True
     )
 
 
@@ -79,6 +78,7 @@ def unet() -> nn.Module:
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "vit": vit,
+    "deep vit": lambda: vit(2),
     "bert": bert,
     "unet": unet,
     "convnext": lambda: ConvNeXt(depths=(1, 1, 1, 1), dims=(4, 6, 8, 10), num_classes=3, ls_init_value=1e-6),
@@ -105,7 +105,8 @@ def verified(family: str, rules: Rules, examples: Any = 3, **more: Any) -> fxtun
 @pytest.mark.parametrize(
     ("family", "together"),
     [
-        *(("vit", [name]) for name in RULES),
+        *(("vit", [name]) for name in RULES if name != "vpt"),
+        ("deep vit", ["vpt"]),
         *(("bert", names) for names in (["prefix"], ["prompt"], ["vpt"], ["adapter", "lora", "bitfit"])),
         ("convnext", ["adapter", "bitfit"]),
         ("resnet", ["bitfit"]),
@@ -261,8 +262,6 @@ def test_a_fault_is_caught_and_made_small(cls: type[nn.Module], rules_for: Calla
     assert certificate.examples == 1, "it goes on after a breach in float64"
     assert breach.example.sizes == {"x.shape[0]": 1} and breach.shapes == {"x": (1, 3, 16, 16)} and breach.batch == 1
     assert breach.error > breach.bound == 1e-12 and (breach.dtype, breach.of) == ("float64", "outputs")
-    again = eval(breach.reproduce, {"fxtune": fxtune, "model": model("vit")})
-    assert again.breach == breach
     for text in (str(certificate), str(breach)):
         assert all(part in text for part in ("disagree", "output", "1 x 3 x 16 x 16", breach.reproduce))
 
@@ -271,6 +270,8 @@ def test_the_smallest_example_still_fails(rules_for: Callable[..., dict[str, Any
     breach = verified("bert", rules_for(OnlyBetweenTokens), dtypes=["float64"]).breach
     assert breach is not None and not breach.example.padded
     assert breach.shapes == {"input_ids": (1, 2), "attention_mask": (1, 2)}
+    again = eval(breach.reproduce, {"fxtune": fxtune, "model": model("bert")})
+    assert again.breach == breach and again.examples == 1
 
 
 def test_a_forgotten_mask_needs_a_mask(rules_for: Callable[..., dict[str, Any]]) -> None:
@@ -280,7 +281,7 @@ def test_a_forgotten_mask_needs_a_mask(rules_for: Callable[..., dict[str, Any]])
 
 def test_lost_digits_are_caught_against_the_other_form(rules_for: Callable[..., dict[str, Any]]) -> None:
     certificate = verified("vit", rules_for(LosesDigits), 4)
-    assert [entry.holds for entry in certificate.agreement] == [True, True, False, True, True, True]
+    assert {entry.dtype for entry in certificate.agreement if not entry.holds} == {"float32"}
     breach = certificate.breach
     assert breach is not None and breach.dtype == "float32" and breach.error > breach.bound
     assert certificate.examples == 4 and breach.batch == 1
@@ -291,16 +292,18 @@ def test_lost_digits_are_caught_against_the_other_form(rules_for: Callable[..., 
 # ---- how it is measured ----------------------------------------------------------------------------------------------
 
 
-@given(st.dictionaries(st.sampled_from(["a.bias", "b.running_var", "c", "d.weight"]), st.lists(st.integers(0, 4), max_size=4)),
-       st.integers(0, 2**31))  # fmt: skip
-def test_drawn_weights_are_never_zero(shapes: dict[str, list[int]], seed: int) -> None:
-    drawn = drawn_weights({name: torch.Size(shape) for name, shape in shapes.items()}, seed)
-    assert {name: list(value.shape) for name, value in drawn.items()} == shapes
-    for name, value in drawn.items():
-        fan = torch.Size(shapes[name][1:]).numel() if len(shapes[name]) > 1 else 1
-        assert ((value.abs() * fan**0.5 > 0.49) & (value.abs() * fan**0.5 < 1.01)).all()
-        assert torch.equal(value, value.bfloat16().double())
-        assert "var" not in name or (value > 0).all()
+SHAPES = st.lists(st.integers(0, 4), max_size=4).map(torch.Size)
+
+
+@given(st.dictionaries(st.sampled_from(["a.bias", "b.running_mean", "c", "d.weight"]), SHAPES), SHAPES, st.integers(0))
+def test_drawn_weights_are_never_zero(shapes: dict[str, torch.Size], of_variance: torch.Size, seed: int) -> None:
+    drawn = drawn_weights({**shapes, "b.running_var": of_variance}, seed % 2**31)
+    variance = drawn.pop("b.running_var")
+    assert variance.shape == of_variance and ((variance >= 0.5) & (variance <= 1)).all()
+    assert {name: value.shape for name, value in drawn.items()} == shapes
+    for value in drawn.values():
+        size = value.abs() * (value.shape[1:].numel() if value.dim() > 1 else 1) ** 0.5
+        assert ((size > 0.49) & (size < 1.01)).all()
 
 
 def test_representable_values_stay_finite() -> None:
@@ -309,28 +312,30 @@ def test_representable_values_stay_finite() -> None:
 
 
 @pytest.fixture(scope="module")
-def pair() -> Pair:
-    return Pair(model("bert"), RULES["adapter"])
+def inputs() -> Inputs:
+    example = families.texts(2, 8)
+    signature: Any = fxtune.capture(model("bert"), example).signature
+    return Inputs([signature], (), example)
 
 
 @given(st.integers(0, 2**31))
-def test_drawn_inputs_are_like_the_example(pair: Pair, seed: int) -> None:
-    example = pair.inputs.example(seed)
-    ids, mask = pair.inputs.draw(example).tensors().values()
+def test_drawn_inputs_are_like_the_example(inputs: Inputs, seed: int) -> None:
+    example = inputs.example(seed)
+    ids, mask = inputs.draw(example).tensors().values()
     batch, length = example.sizes["input_ids.shape[0]"], example.sizes["input_ids.shape[1]"]
     assert ids.shape == mask.shape == (batch, length) and 1 <= batch <= 4 and 1 <= length <= 16
     assert ids.min() >= 0 and ids.max() < 40 and ids.dtype is mask.dtype is torch.int64
     assert ((mask == 0) | (mask == 1)).all() and (mask.sum(1) >= 1).all()
     assert (mask.diff(dim=1) <= 0).all() or (mask.diff(dim=1) >= 0).all()
-    full = pair.inputs.draw(example.model_copy(update={"padded": False})).tensors()
+    full = inputs.draw(example.model_copy(update={"padded": False})).tensors()
     assert full["attention_mask"].all() and torch.equal(full["input_ids"], ids)
-    for smaller in pair.inputs.smaller(example):
-        assert smaller != example and pair.inputs.fits(smaller)
+    for smaller in inputs.smaller(example):
+        assert smaller != example and inputs.fits(smaller)
         assert all(size <= example.sizes[key] for key, size in smaller.sizes.items())
 
 
-def test_draws_differ_in_size_and_in_padding(pair: Pair) -> None:
-    drawn = [pair.inputs.draw(pair.inputs.example(seed)).tensors()["attention_mask"] for seed in range(60)]
+def test_draws_differ_in_size_and_in_padding(inputs: Inputs) -> None:
+    drawn = [inputs.draw(inputs.example(seed)).tensors()["attention_mask"] for seed in range(60)]
     assert {mask.shape[0] for mask in drawn} == {1, 2, 3, 4} and len({mask.shape[1] for mask in drawn}) > 10
     assert any((mask[:, 0] == 0).any() for mask in drawn) and any((mask[:, -1] == 0).any() for mask in drawn)
     assert any(mask.all() and mask.numel() > 1 for mask in drawn)
@@ -341,24 +346,21 @@ def test_inputs_are_drawn_in_the_size_of_the_example() -> None:
         def forward(self, x: Tensor, added: dict[str, Tensor], mask: Tensor) -> Tensor:
             return x * added["scale"] * mask
 
-    inputs = {
+    given = {
         "x": 100 * torch.randn(2, 5, 4),
         "added": {"scale": torch.full((4,), float("-inf"))},
         "mask": torch.tensor([[1.0], [0.0]]).expand(2, 5).unsqueeze(-1).clone(),
     }
-    signature: Any = fxtune.capture(Net(), inputs).signature
-    drawn = Inputs([signature], (), inputs)
+    signature: Any = fxtune.capture(Net(), given).signature
+    drawn = Inputs([signature], (), given)
     example = Example(seed=3, sizes={"x.shape[0]": 4, "x.shape[1]": 50})
     call = drawn.draw(example)
     assert list(call.tensors()) == ["x", "added['scale']", "mask"]
     x, scale, mask = call.tensors().values()
     assert x.shape == (4, 50, 4) and x.dtype is torch.float64 and 80 < x.square().mean().sqrt() < 120
-    assert torch.equal(x, x.bfloat16().double()) and (scale == float("-inf")).all()
+    assert (scale == float("-inf")).all()
     assert mask.shape == (4, 50, 1) and mask.all()  # of one entry in the last dimension, one at least is kept
     assert call.kwargs["added"]["scale"] is scale
-
-
-ERRORS = st.lists(st.floats(0, 1e3), min_size=1, max_size=6)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=8))
@@ -387,16 +389,15 @@ def test_errors_are_relative_to_what_they_are_errors_of() -> None:
     assert not measure("gradients", torch.float64, truth, wrong).holds("gradients", torch.float64)
 
 
-@given(st.integers(0, 100), st.integers(0, 100))
+@given(st.integers(0, 10), st.integers(1, 10))
 def test_shrinking_goes_to_the_smallest_that_fails(size: int, least: int) -> None:
     def smaller(example: Example) -> list[Example]:
         old = example.sizes["n"]
-        return [Example(seed=0, sizes={"n": n}) for n in (1, old // 2, old - 1) if 0 < n < old]
+        return [Example(seed=0, sizes={"n": n}) for n in (1, old // 2, old - old // 4, old - 1) if 0 < n < old]
 
     start = Example(seed=0, sizes={"n": least + size})
     found, finding = smallest(start, 0, smaller, lambda one: one.sizes["n"] if one.sizes["n"] >= least else None)
-    assert found.sizes["n"] == max(least, 1 if size else 0) or found.sizes["n"] == least + size == 0
-    assert finding in (0, found.sizes["n"])
+    assert found.sizes["n"] == least and finding == (least if size else 0)
 
 
 # ---- the certificate, and what is left behind ------------------------------------------------------------------------
@@ -482,10 +483,8 @@ def test_bad_arguments_are_told(arguments: dict[str, Any], error: type[Exception
 
 
 def test_rules_that_put_nothing_anywhere_are_refused() -> None:
-    net = nn.Sequential(nn.Linear(3, 3))
-    rules = {"rules": [{"at": "mha", "insert": "res_prefix", "required": False}]}
-    with pytest.raises(fxtune.PlanError, match="nothing to verify"):
-        fxtune.verify(net, rules, example_inputs=(torch.randn(2, 3),))
+    with pytest.raises(fxtune.PlanError, match="nothing to verify: the rules put no tuner into this Linear"):
+        fxtune.verify(nn.Linear(3, 3), {"train": ["head"]}, example_inputs=(torch.randn(2, 3),))
 
 
 def test_forms_with_other_weights_are_refused(rules_for: Callable[..., dict[str, Any]]) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-
-import torch
+from collections.abc import Sequence
 
 from fxtune.verifying.certificate import Breach
 from fxtune.verifying.comparing import Key, Measured
+from fxtune.verifying.computing import compute
 from fxtune.verifying.example import Example
 from fxtune.verifying.pair import Pair
 from fxtune.verifying.shrinking import smallest
@@ -17,10 +16,7 @@ Results = Sequence[tuple[Example, dict[Key, Measured]]]
 """Examples, and what was measured in each."""
 
 
-def breach(
-    pair: Pair, key: Key, results: Results, compare: Callable[[Pair, Example, list[torch.dtype]], dict[Key, Measured]],
-    call: str,
-) -> Breach:  # fmt: skip
+def breach(pair: Pair, key: Key, results: Results, call: str) -> Breach:
     """The example that breaks a bound the most, made small.
 
     Where a root mean square over all examples is beyond the bound, that of one of them is: the bound is twice another
@@ -30,7 +26,6 @@ def breach(
         pair: the forms.
         key: the dtype and kind whose bound is broken.
         results: of all examples.
-        compare: measures one example.
         call: the arguments of the call of `verify`, for the line that reproduces it.
     """
     dtype, kind = key
@@ -40,7 +35,7 @@ def breach(
         return number - bound if math.isfinite(number) else math.inf
 
     def failing(example: Example) -> Measured | None:
-        measured = compare(pair, example, [dtype])[key]
+        measured = compute(pair, example, [dtype])[key]
         return None if measured.holds(kind, dtype) else measured
 
     first, measurements = max(results, key=lambda result: excess(result[1][key]))

@@ -6,11 +6,11 @@ float64
     as large as other gradients, which cancel: it may be off by 16 eps of the example's largest gradient. Depth needs no
     slack: a dozen blocks add to 1e-14.
 Any other dtype
-    Each form against the float64 truth of the same weights and inputs. Errors are as above, but a gradient below a
-    tenth of the largest is taken relative to that tenth, for sums that nearly cancel (of queries' and keys' weights)
-    would drown all others. Their root mean square over all tensors of all examples may be twice that of the original
-    form plus two eps. As both forms are as deep, depth drops out of the comparison. The eps are for roundings of which
-    one form has a single one more, where the original form by luck has next to none.
+    Each form against the float64 truth from the same rounded weights and inputs. Errors are as above, but a gradient
+    below a tenth of the largest is taken relative to that tenth, for sums that nearly cancel (of queries' and keys'
+    weights) would drown all others. Their root mean square over all tensors of all examples may be twice that of the
+    original form plus two eps. As both forms are as deep, depth drops out of the comparison. The eps are for roundings
+    of which one form has a single one more, where the original form by luck has next to none.
 """
 
 from __future__ import annotations

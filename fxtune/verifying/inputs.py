@@ -12,7 +12,6 @@ from torch.utils import _pytree as pytree
 
 from fxtune.tracing import CallSignature
 from fxtune.verifying.example import Example
-from fxtune.verifying.weights import representable
 
 _TRIES = 32
 
@@ -76,7 +75,7 @@ class Inputs:
         return Example(seed=seed)  # conditions of the model's code that hardly any sizes fulfil
 
     def draw(self, example: Example) -> Call:
-        """The call of an example: floating tensors in float64, with values that bfloat16 can represent."""
+        """The call of an example, floating tensors in float64."""
         generator = torch.Generator().manual_seed(example.seed + 1)
         return self._usual.mapped(lambda like: _draw(like, self._shape(like, example), example.padded, generator))
 
@@ -86,7 +85,7 @@ class Inputs:
         changes = [
             Example(seed=example.seed, sizes={**sizes, key: size}, padded=example.padded)
             for key, old in sizes.items()
-            for size in dict.fromkeys((1, old // 2, old - 1))
+            for size in dict.fromkeys((1, old // 2, old - old // 4, old - 1))
             if 0 < size < old
         ]
         if example.padded and self._masked:
@@ -133,7 +132,7 @@ def _draw(like: Tensor, shape: list[int], padded: bool, generator: torch.Generat
         drawn = values.flatten()[torch.randint(values.numel(), shape, generator=generator)]
     else:
         size = float(values.double().square().mean().sqrt()) or 1.0
-        drawn = representable(size * torch.randn(shape, generator=generator, dtype=torch.float64))
+        drawn = size * torch.randn(shape, generator=generator, dtype=torch.float64)
     drawn = drawn.double() if drawn.is_floating_point() else drawn
     return drawn.to(like.device)
 

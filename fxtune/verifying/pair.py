@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,19 +62,27 @@ class Pair:
         self.inputs = Inputs([tuned.graph_module.signature for tuned in self._forms.values()], args, kwargs)
         self.tuned = self._forms["unbound"]
 
-    def load(self, seed: int) -> None:
-        """Draws every weight; both forms get the same ones."""
+    def load(self, seed: int, dtype: torch.dtype) -> None:
+        """Draws every weight, rounded to `dtype`; both forms get the same ones.
+
+        The tuners' are in float32 at least: so `apply` makes them.
+        """
         shapes = {name: tensor.shape for name, tensor in drawn_tensors(self.tuned)}
         weights = drawn_weights(shapes, seed)
         with torch.no_grad():
             for tuned in self._forms.values():
+                _move(tuned, dtype)
                 for name, tensor in drawn_tensors(tuned):
                     tensor.copy_(weights[name])
 
-    def run(self, form: Form, call: Call, dtype: torch.dtype, seed: int) -> Values:
-        """Forward and gradients in one form, in eval mode, for a random direction of every output.
+    def run(self, form: Form, call: Call, dtype: torch.dtype, directions: Callable[[str, Tensor], Tensor]) -> Values:
+        """Forward and gradients in one form, in eval mode, of the weights that were loaded.
 
-        The model and its inputs are in `dtype`. The tuners are too, but in float32 at least: so `apply` makes them.
+        Args:
+            form: which.
+            call: its inputs.
+            dtype: in which to compute; that of `load`, or a wider one for the truth about it.
+            directions: gives the gradient of an output by its name.
         """
         tuned = self._forms[form]
         _move(tuned, dtype)
@@ -83,7 +91,7 @@ class Pair:
             outputs = _floating(tuned(*leaves.args, **leaves.kwargs))
         inputs = {place: tensor for place, tensor in leaves.tensors().items() if tensor.requires_grad}
         weights = {name: weight for name, weight in tuned.named_parameters() if weight.requires_grad}
-        gradients = _gradients(outputs, {**inputs, **weights}, seed)
+        gradients = _gradients(outputs, {**inputs, **weights}, directions)
         return Values({name: _wide(tensor) for name, tensor in outputs.items()}, gradients)
 
     def _check_weights(self) -> None:
@@ -135,20 +143,17 @@ def _floating(output: Any) -> dict[str, Tensor]:
     return {f"output{place}": x for place, x in named if isinstance(x, Tensor) and x.is_floating_point()}
 
 
-def _gradients(outputs: Mapping[str, Tensor], of: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Of a sum of all outputs with random factors; zero for what none depends on."""
-    generator = torch.Generator().manual_seed(seed + 2)
-    directions = {
-        name: representable(torch.randn(output.shape, generator=generator, dtype=torch.float64)).to(output)
-        for name, output in outputs.items()
-    }
+def _gradients(
+    outputs: Mapping[str, Tensor], of: Mapping[str, Tensor], directions: Callable[[str, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Zero for what no output depends on."""
     depending = [name for name, output in outputs.items() if output.requires_grad]
     if not depending:
         return {}
     found = torch.autograd.grad(
         [outputs[name] for name in depending],
         list(of.values()),
-        [directions[name] for name in depending],
+        [directions(name, outputs[name]) for name in depending],
         allow_unused=True,
     )
     return {

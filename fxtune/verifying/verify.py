@@ -18,7 +18,8 @@ from fxtune.rules import load
 from fxtune.tuned import TunedModel
 from fxtune.verifying.breach import breach
 from fxtune.verifying.certificate import Agreement, Certificate
-from fxtune.verifying.comparing import EXACT, KINDS, Key, Measured, measure
+from fxtune.verifying.comparing import EXACT, Key, Measured
+from fxtune.verifying.computing import compute
 from fxtune.verifying.example import Example
 from fxtune.verifying.pair import Pair
 from fxtune.verifying.progress import progress
@@ -45,8 +46,8 @@ def verify(
     ================  ============================================================================================
     float64           one form against the other: outputs at most 1e-12 off, gradients 1e-10 (largest difference
                       over largest value, of each tensor)
-    any other dtype   each form against float64: the unbound form's root mean square of these errors is at most
-                      twice the original form's, plus two eps
+    any other dtype   each form against float64 from the same rounded numbers: the unbound form's root mean square
+                      of these errors is at most twice the original form's, plus two eps
     ================  ============================================================================================
 
     Gradients that are zero but for rounding are taken relative to the others: `fxtune.verifying.comparing`.
@@ -68,13 +69,13 @@ def verify(
         RuleError: a tuner has no original form where the rules put it.
         FxtuneError: the rules could not be applied, or there is nothing to compare.
     """
-    chosen = _dtypes(dtypes)
+    chosen, given = _dtypes(dtypes), _given(examples)
     built = resolve(model, weights=False) if isinstance(model, str) else model
     pair = Pair(built, rules, example_inputs, settings)
     tuners = _tuners(pair.tuned)
     results: list[tuple[Example, dict[Key, Measured]]] = []
-    for example in progress(_examples(pair, examples, seed), "verifying"):
-        measured = _compare(pair, example, chosen)
+    for example in progress(_drawn(pair, given, seed), "verifying"):
+        measured = compute(pair, example, chosen)
         results.append((example, measured))
         if any(not one.holds(kind, dtype) for (dtype, kind), one in measured.items() if dtype is EXACT):
             break  # one such example is enough
@@ -89,36 +90,27 @@ def verify(
         agreement=tuple(_agreement(key, one) for key, one in together.items()),
         versions=_versions(built),
         passed=broken is None,
-        breach=breach(pair, broken, results, _compare, _call(model, rules, settings)) if broken else None,
+        breach=breach(pair, broken, results, _call(model, rules, settings)) if broken else None,
     )
 
 
-def _compare(pair: Pair, example: Example, dtypes: Sequence[torch.dtype]) -> dict[Key, Measured]:
-    """One example through both forms."""
-    pair.load(example.seed)
-    call = pair.inputs.draw(example)
-    truth = pair.run("original", call, EXACT, example.seed)
-    measured: dict[Key, Measured] = {}
-    for dtype in dtypes:
-        unbound = pair.run("unbound", call, dtype, example.seed)
-        original = None if dtype is EXACT else pair.run("original", call, dtype, example.seed)
-        for kind in KINDS:
-            theirs = original.of(kind) if original else None
-            measured[dtype, kind] = measure(kind, dtype, truth.of(kind), unbound.of(kind), theirs)
-    return measured
-
-
-def _examples(pair: Pair, examples: int | Sequence[Example | Mapping[str, Any]], seed: int) -> list[Example]:
-    if isinstance(examples, int) and examples > 0:
-        seeds = torch.randint(_SEEDS, (examples,), generator=torch.Generator().manual_seed(seed))
-        return [pair.inputs.example(number) for number in seeds.tolist()]
+def _given(examples: int | Sequence[Example | Mapping[str, Any]]) -> int | list[Example]:
+    """The argument, checked."""
     try:
-        given = [] if isinstance(examples, int) else [Example.model_validate(example) for example in examples]
+        given = examples if isinstance(examples, int) else [Example.model_validate(example) for example in examples]
     except ValidationError as error:
         raise _not_examples(examples, str(error)) from None
-    unfit = [example for example in given if not pair.inputs.fits(example)]
-    if unfit or not given:
-        raise _not_examples(examples, f"the model takes no inputs like {unfit[0]}" if unfit else "none")
+    if not given or (isinstance(given, int) and given < 0):
+        raise _not_examples(examples, "none")
+    return given
+
+
+def _drawn(pair: Pair, given: int | list[Example], seed: int) -> list[Example]:
+    if isinstance(given, int):
+        seeds = torch.randint(_SEEDS, (given,), generator=torch.Generator().manual_seed(seed))
+        return [pair.inputs.example(number) for number in seeds.tolist()]
+    if unfit := [example for example in given if not pair.inputs.fits(example)]:
+        raise _not_examples(given, f"the model takes no inputs of this size: {unfit[0]}")
     return given
 
 

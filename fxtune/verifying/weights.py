@@ -18,9 +18,6 @@ def drawn_weights(shapes: Mapping[str, torch.Size], seed: int) -> dict[str, Tens
     A number is ``± u / √fan``, u uniform in [1/2, 1] and fan the number of inputs of a matrix or kernel (1 for a bias,
     the weight of a norm, a layer scale). So none is near zero, what passes a layer keeps its size, and a norm or a
     scale is neither identity nor zero. Variances are positive.
-
-    bfloat16 can represent every value: the same weights are computed with in every dtype, and the float64 result is
-    the truth for all of them.
     """
     generator = torch.Generator().manual_seed(seed)
     return {name: _values(name, shape, generator) for name, shape in shapes.items()}
@@ -43,6 +40,6 @@ def _values(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
     size = 0.5 + 0.5 * torch.rand(shape, generator=generator, dtype=torch.float64)
     sign = torch.randint(2, shape, generator=generator) * 2 - 1
     if name.endswith("running_var"):
-        return representable(size)
+        return size
     fan = math.prod(shape[1:]) if len(shape) > 1 else 1
-    return representable(sign * size / math.sqrt(fan))
+    return sign * size / math.sqrt(fan)
