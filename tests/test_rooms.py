@@ -21,6 +21,7 @@ ROOMS = [
     "patterns",
     "matching",
     "rules",
+    "unbinding",
     "tuners",
     "planning",
     "rewriting",

@@ -6,6 +6,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import diffusers
 import pytest
 import torch
 import transformers
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from timm.models.convnext import ConvNeXt
 from timm.models.vision_transformer import VisionTransformer
@@ -107,8 +108,8 @@ def verified(family: str, rules: Rules, examples: Any = 3, **more: Any) -> fxtun
     [
         *(("vit", [name]) for name in RULES if name != "vpt"),
         ("deep vit", ["vpt"]),
-        *(("bert", names) for names in (["prefix"], ["prompt"], ["vpt"], ["adapter", "lora", "bitfit"])),
-        ("convnext", ["adapter", "bitfit"]),
+        *(("bert", names) for names in (["prefix"], ["prompt"], ["vpt"], ["lora"], ["adapter", "bitfit"])),
+        ("convnext", ["adapter"]),
         ("resnet", ["bitfit"]),
         ("unet", ["lora"]),
     ],
@@ -287,6 +288,41 @@ def test_lost_digits_are_caught_against_the_other_form(rules_for: Callable[..., 
     assert certificate.examples == 4 and breach.batch == 1
     with pytest.raises(AssertionError, match="the forms disagree: outputs in float32"):
         assert_equivalent(model("vit"), rules_for(LosesDigits), examples=2, dtypes=["float32"])
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """As `small_models` draws them."""
+
+    width: int
+
+    def build(self) -> tuple[nn.Module, Any]:
+        class Net(nn.Module):
+            def __init__(self, width: int) -> None:
+                super().__init__()
+                self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+            def forward(self, x: Tensor) -> Tensor:
+                y: Tensor = self.fc2(F.gelu(self.fc1(x)))
+                return x + y
+
+        return Net(self.width), (torch.randn(2, 3, self.width),)
+
+
+@pytest.mark.parametrize("cls", [Shift, WrongSign])
+def test_a_property_of_a_users_tuner(cls: type[nn.Module], rules_for: Callable[..., dict[str, Any]]) -> None:
+    rules = rules_for(cls)
+
+    @given(st.builds(Drawn, st.integers(2, 4)))
+    @settings(max_examples=3, phases=[Phase.generate])
+    def test_my_tuner(model: Drawn) -> None:
+        assert_equivalent(model, rules)
+
+    if cls is Shift:
+        test_my_tuner()
+    else:
+        with pytest.raises(AssertionError, match=r"the forms disagree: outputs in float64(.|\n)*x\.shape\[1\] = 1"):
+            test_my_tuner()
 
 
 # ---- how it is measured ----------------------------------------------------------------------------------------------
