@@ -34,12 +34,16 @@ EXPECTED = {
     "resnet-1": ("fc", "fc", ("num_classes",)),
     "text.transformers-0": ("score", "score", ("num_labels", "config.num_labels")),
     "text.transformers-1": (None, None, ("config.num_labels",)),
+    "text.transformers-2": (None, None, ("config.num_labels",)),
+    "text.transformers-3": ("score", "score", ("num_labels", "config.num_labels")),
+    "text.transformers-4": (None, None, ("config.num_labels",)),
     "timm-0": (None, None, ("num_classes",)),
     "timm-1": (None, None, ("num_classes",)),
     "torchvision-0": (None, None, ()),
     "tresnet.timm-0": ("head.fc", "head.fc", ("num_classes",)),
     "unet.diffusers-0": (None, None, ()),
     "unet.diffusers-1": (None, None, ()),
+    "unet.diffusers-2": (None, None, ()),
     "vit.timm-0": ("head", "head", ("num_classes",)),
     "vit.timm-1": (None, None, ("num_classes",)),
     "vit.transformers-0": ("classifier", "classifier", ("num_labels", "config.num_labels")),
@@ -101,6 +105,13 @@ def test_inputs_follow_device_and_dtype(name: str) -> None:
         assert floats(model(*args, **kwargs))[0].dtype == torch.bfloat16
     args, kwargs = cards.example_inputs(model.to("meta"))
     assert all(tensor.is_meta for tensor in pytree.tree_leaves((args, kwargs)))
+
+
+def test_other_values_and_batches() -> None:
+    model = build(SMALL["bert.transformers-1"])
+    (_, usual), (_, other) = cards.example_inputs(model), cards.example_inputs(model, seed=1)
+    assert not torch.equal(usual["input_ids"], other["input_ids"])
+    assert {tensor.shape for tensor in cards.example_inputs(model, batch=4)[1].values()} == {(4, 8)}
 
 
 def test_sizes_are_the_model_s_own() -> None:

@@ -120,6 +120,8 @@ BROKEN = [
     ("rules: [{at: mha, insert: {res_adapter: ^3}}]", "expected a mapping"),
     ("rules: [{at: mha, insert: ^Res-Adapter}]", "expected pattern"),
     ("rules: [{at: ^'', insert: res_adapter}]", "at least 1 character"),
+    ("rules: [{at: mha, on: ^[], insert: a}]", "at least 1 item"),
+    ("rules: [{at: mha, on: ^3, insert: a}]", "a valid list"),
     ("rules: [{at: mha, insert: a, reads: ^inputs}]", "expected 'input' or 'output'"),
     ("rules: [{at: mha, insert: a, expect: ^all}]", "'every block'"),
     ("rules: [{at: mha, insert: a, expect: ^0}]", "greater than or equal to 1"),
@@ -197,6 +199,17 @@ def test_a_rule_set_from_a_file_a_dict_and_a_list(tmp_path, monkeypatch):
     assert (shipped.name, shipped.origin) == ("tri_res", "shipped")
 
 
+def test_operations_of_a_unit_are_a_list_or_words():
+    one, other = (
+        rules.load({"rules": [{"at": "mha", "on": on, "insert": "lora"}]})[0].rules[0]
+        for on in (["q_proj", "v_proj"], "q_proj v_proj")
+    )
+    assert one == other
+    assert (one.on, one.target) == (["q_proj", "v_proj"], "mha.q_proj, v_proj")
+    (whole,) = rules.load({"rules": [{"at": "mha", "insert": "lora"}]})[0].rules
+    assert (whole.on, whole.target) == ([], "mha")
+
+
 def test_a_dict_may_say_little():
     (rule_set,) = rules.load({})
     assert (rule_set.train, rule_set.rules) == (("tuners", "head if any"), ())
@@ -223,23 +236,32 @@ def test_a_missing_file_is_named():
         rules.load("no_such.yaml")
 
 
+PUBLISHED = {  # by others than Res-Tuning: the sites of their rules
+    "adapter": ["ffn"],
+    "adapter_houlsby": ["mha", "ffn"],
+    "bitfit": ["biased"],
+    "lora": ["mha.q_proj, k_proj, v_proj"],
+    "prefix": ["mha"],
+    "prompt": ["mha"],
+    "vpt_deep": ["block"],
+    "vpt_shallow": ["block"],
+}
+
+
 def test_shipped_rule_sets():
     found = {rule_set.name: rule_set for rule_set in rules.shipped()}
-    single = {f"single_{tuner}_{op}" for tuner in ("adapter", "prefix", "prompt") for op in ("mha", "ffn", "block")}
+    kinds = ("adapter", "prefix", "prompt")  # a dual set names the tuner on MHA first; two adapters are called `res`
+    single = {f"single_{tuner}_{op}" for tuner in kinds for op in ("mha", "ffn", "block")}
+    dual = {f"dual_{a}_{b}" for a in kinds for b in kinds} - {"dual_adapter_adapter"} | {"dual_res"}
     assert set(found) == SHIPPED
-    assert set(found) == single - {"single_prefix_mha", "single_prompt_mha"} | {
-        "dual_res",
-        "dual_adapter_prefix",
-        "dual_adapter_prompt",
-        "tri_res",
-        "tri_res_prefix",
-        "tri_res_prompt",
-    }
-    for name, rule_set in found.items():
-        assert rule_set.train == ("tuners", "head if any")
+    assert set(found) == single | dual | {"tri_res", "tri_res_prefix", "tri_res_prompt", *PUBLISHED}
+    assert all(rule_set.train == ("tuners", "head if any") for rule_set in found.values())
+    for name, targets in PUBLISHED.items():
+        assert [rule.target for rule in found[name].rules] == targets
+    for name, rule_set in ((name, found[name]) for name in SHIPPED - set(PUBLISHED)):
         assert "Res-Tuning" in rule_set.about
         assert len(rule_set.rules) == {"single": 1, "dual": 2, "tri": 3}[name.partition("_")[0]]
-        assert [rule.at for rule in rule_set.rules] in (
+        assert [rule.target for rule in rule_set.rules] in (
             ["mha"],
             ["ffn"],
             ["block"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -60,11 +61,37 @@ class Input(_Part):
 class Small(_Part):
     """A small member of the family for tests: a call, written ``package.module.name``.
 
-    An argument that is itself a mapping with ``call`` stands for the result of that call.
+    An argument may be a mapping, also inside others: ``{call: ..., arguments: ...}`` stands for the result of that
+    call, ``{draw: name}`` for a choice of that draw, ``{product: [name, 4]}`` for choices and numbers multiplied.
     """
 
     call: Path
     arguments: dict[str, Any] = {}
+    draws: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        default={},
+        description="what `fxtune.testing.small_models` varies: by name, the choices, the first of which is the usual "
+        "one. A member without draws is one model, and is drawn only where its card is named",
+    )
+
+    @model_validator(mode="after")
+    def _draws_exist(self) -> Self:
+        if unknown := sorted(set(_draws_in(self.arguments)) - set(self.draws)):
+            raise ValueError(f"expected every draw under `draws`, where these are missing: {', '.join(unknown)}")
+        return self
+
+
+def _draws_in(arguments: Any) -> Iterator[str]:
+    match arguments:
+        case {"draw": name}:
+            yield name
+        case {"product": factors}:
+            yield from (factor for factor in factors if isinstance(factor, str))
+        case dict():
+            for value in arguments.values():
+                yield from _draws_in(value)
+        case list():
+            for value in arguments:
+                yield from _draws_in(value)
 
 
 class Card(_Part):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -16,11 +16,18 @@ from fxtune.cards.finding import class_name, find
 from fxtune.errors import InputError
 
 
-def example_inputs(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def example_inputs(
+    model: nn.Module, *, seed: int = 0, batch: int | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments for a forward of `model`, on its device and in its floating dtype.
 
     Batch and text length are unequal and at least 2, so that neither is taken for a constant. The values are drawn
     from a generator of their own and are the same on every call.
+
+    Args:
+        model: any model that a card knows.
+        seed: of the values.
+        batch: samples, where they are to be more or fewer than the card says.
 
     Raises:
         InputError: no card knows the model, or its configuration lacks a size that the card needs.
@@ -33,8 +40,8 @@ def example_inputs(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
             fix=f"pass {_example_call(model)}",
         )
     device, dtype = _device_and_dtype(model)
-    sizes = _Sizes(card, model)
-    generator = torch.Generator().manual_seed(0)
+    sizes = _Sizes(card, model, {} if batch is None else {"batch": batch})
+    generator = torch.Generator().manual_seed(seed)
     args: list[Tensor] = []
     kwargs: dict[str, Any] = {}
     for entry in card.inputs:
@@ -51,11 +58,11 @@ def example_inputs(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
 class _Sizes:
     """The sizes of one card on one model, read when asked for: a part that is left out needs none of its sizes."""
 
-    def __init__(self, card: Card, model: nn.Module) -> None:
-        self._card, self._model = card, model
+    def __init__(self, card: Card, model: nn.Module, given: Mapping[str, int]) -> None:
+        self._card, self._model, self._given = card, model, given
 
     def __getitem__(self, size: str | int) -> int:
-        known = self._card.sizes[size] if isinstance(size, str) else size
+        known = {**self._card.sizes, **self._given}[size] if isinstance(size, str) else size
         return known if isinstance(known, int) else self._read(str(size), known)
 
     def _read(self, name: str, size: Size) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fxtune.errors import PlanError, RuleError
-from fxtune.matching import Port, Site, Sites
+from fxtune.matching import Attention, Port, Site, Sites
 from fxtune.planning.core import core_edit
-from fxtune.planning.edits import After, Beside, Core, Edit, Prompted, Value
+from fxtune.planning.edits import After, Beside, Edit, Value
 from fxtune.planning.place import Places
-from fxtune.planning.prompted import prompted_edit
+from fxtune.planning.prompted import Prompts, prompts_at, prompts_through
 from fxtune.planning.storage import Overwritten
 from fxtune.planning.weights import in_weights_edit
 from fxtune.rules import Rule
@@ -51,30 +52,40 @@ class Attachments:
             return self._beside(rule, site)
         if in_softmax and offers(rule.tuner, "attend_original"):
             return self._in_softmax(rule, site, "attend_original", where)
-        if site.operation is not None and offers(rule.tuner, "in_weights"):
-            return self._in_weights(rule, site)
         if rule.reads == "output" and offers(rule.tuner, "in_sequence"):
             return self._after(rule, site)
+        reads_as_operation = rule.reads == "input" or not maps_widths(rule.tuner)
+        if site.operation is not None and reads_as_operation and offers(rule.tuner, "in_weights"):
+            return self._in_weights(rule, site)
         raise _no_original(rule, where)
 
+    def through(self, rule: Rule, run: Sequence[Site], where: str) -> Attachment:
+        """How a tuner is attached whose prompts stay in the sequence from the first site to the last.
+
+        Raises:
+            PlanError: it cannot be; why.
+        """
+        method = "attend" if self.form == "unbound" else "attend_original"
+        return self._prompts(prompts_through(self.sites, self.places, run, method), rule, run[0], where)
+
     def _in_softmax(self, rule: Rule, site: Site, method: str, where: str) -> Attachment:
-        edit: Core | Prompted
         if joins_rows(rule.tuner):
-            region, edit, attention, width = prompted_edit(self.sites, self.places, site, method)
-        elif site.attention is None or not site.attention.whole:
+            return self._prompts(prompts_at(self.sites, self.places, site, method), rule, site, where)
+        if site.attention is None or not site.attention.whole:
             raise PlanError(
                 f"{rule.tuner} goes on attentions only",
                 found=f"the {site.kind} at `{site.path}`",
                 where=where,
                 fix="write `at: mha`",
             )
-        else:
-            attention, width = site.attention, site.width
-            region, edit = core_edit(self.sites.view, self.places, site, method)
-        core = edit.core if isinstance(edit, Prompted) else edit
+        region, core = core_edit(self.sites.view, self.places, site, method)
         self._claim(region, core.node, rule, site, where)
-        facts = {"kv_heads": attention.kv_heads, "head_dim": attention.head_dim, "width_in": width}
-        return Attachment(region, edit, facts)
+        return Attachment(region, core, _facts(site.attention, site.width))
+
+    def _prompts(self, prompts: Prompts, rule: Rule, site: Site, where: str) -> Attachment:
+        for region, core in prompts.edit.cores:
+            self._claim(region, core.node, rule, site, where)
+        return Attachment(prompts.region, prompts.edit, _facts(prompts.attention, prompts.width))
 
     def _claim(self, region: str, node: str, rule: Rule, site: Site, where: str) -> None:
         other = self._cores.setdefault((region, node), where)
@@ -133,6 +144,11 @@ def _read(rule: Rule, site: Site) -> Port:
     return site.input if rule.reads == "input" and same_width and same_positions else site.output
 
 
+def _facts(attention: Attention, width: int) -> dict[str, int]:
+    """What a tuner that takes part in an attention is told."""
+    return {"kv_heads": attention.kv_heads, "head_dim": attention.head_dim, "width_in": width}
+
+
 def _value(node: str, port: Port, copied: bool = False) -> Value:
     return Value(node, port.channel_axis, len(port.shape), copied)
 
@@ -143,8 +159,8 @@ def _no_original(rule: Rule, where: str) -> RuleError:
         found = f"{rule.tuner} has one where it reads the output, behind the operation; this rule reads the input"
         fix = f"write `reads: output` in the rule, or {fix}"
     elif offers(rule.tuner, "in_weights"):
-        found = f"{rule.tuner} has one at single operations with weights, not at a whole {rule.at}"
-        fix = f"name operations of the unit with `on:`, or {fix}"
+        found = f"{rule.tuner} has one at single operations with weights, whose input it reads"
+        fix = f"name operations of the unit with `on:` and leave `reads:` out, or {fix}"
     elif offers(rule.tuner, "attend_original"):
         found = f"{rule.tuner} has one at an attention only, not at {rule.target}"
         fix = f"write `at: mha` in the rule, or {fix}"

@@ -79,10 +79,18 @@ class InWeights:
 
 @dataclass(frozen=True)
 class Bias:
-    """What is added to attention logits: an fx node, and the factor that it is multiplied with."""
+    """What is added to attention logits.
+
+    Attributes:
+        node: fx node.
+        factor: what it is multiplied with.
+        groups: G where the model adds it to logits whose samples it has parted, B/G x G x H x N x S (windows of an
+            image, say); else None.
+    """
 
     node: str
     factor: float = 1.0
+    groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,8 @@ class Bypass:
         axis: their token axis.
         readers: fx nodes that read the entry without rows.
         inside: ids of the values from behind the entry to the exit.
+        first: id of the entry.
+        last: id of the exit.
     """
 
     region: str
@@ -163,6 +173,18 @@ class Bypass:
     axis: int
     readers: tuple[str, ...]
     inside: frozenset[int]
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Aside:
+    """Readers of a value with rows at the end of `axis` that are to read it without."""
+
+    region: str
+    node: str
+    axis: int
+    readers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -176,36 +198,41 @@ class Cut:
 
 @dataclass(frozen=True)
 class Prompted:
-    """The tuner's prompts as rows of the sequence, from where they join to the attention core or to the unit's end.
+    """The tuner's prompts as rows of the sequence, from where they join to an attention's core or to `cut`.
 
-    The tuner lives in the region of the core. In the unbound form the core's operands bring the rows and its result has
-    none; in the original form they go on to `cut`.
+    In the unbound form the core's operands bring the rows and its result has none, unless they go on to further cores;
+    in the original form they go on to `cut`.
 
     Attributes:
         join: where they join.
-        core: the attention that they take part in.
-        query_rows: whether its queries have the rows too (not in cross-attention, where the context has them).
+        cores: the attentions that they take part in, each with its region.
+        query_rows: whether the queries have the rows too (not in cross-attention, where the context has them).
         resized: what must fit more tokens.
         bypasses: what they go around.
+        asides: who reads what they are in, off their way.
         cut: where they leave, None where that is the core.
+        stays: whether they go through attentions in regions that the tuner itself is not in.
     """
 
     join: Join
-    core: Core
+    cores: tuple[tuple[str, Core], ...]
     query_rows: bool
     resized: tuple[Resize, ...]
     bypasses: tuple[Bypass, ...]
+    asides: tuple[Aside, ...]
     cut: Cut | None
+    stays: bool = False
 
     @property
     def method(self) -> str:
         """The tuner's method."""
-        return self.core.method
+        return self.cores[0][1].method
 
     def told(self, tuner: str) -> str:
         """The edit in a line."""
         until = f", cut behind {self.cut.node}" if self.cut else ""
-        return f"rows of {tuner} behind {self.join.node}{until}; {self.core.told(tuner)}"
+        cores = "; ".join(core.told(tuner) for _, core in self.cores)
+        return f"rows of {tuner} behind {self.join.node}{until}; {cores}"
 
 
 Edit = Beside | After | InWeights | Core | Prompted

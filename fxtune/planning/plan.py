@@ -9,14 +9,14 @@ from torch import fx
 
 from fxtune.errors import MatchError, PlanError
 from fxtune.matching import Site, Sites
-from fxtune.planning.attach import Attachments, Form
+from fxtune.planning.attach import Attachment, Attachments, Form
 from fxtune.planning.choose import Choice, choose
 from fxtune.planning.edits import Beside
 from fxtune.planning.patch import Insertion, Patch, RulePlan
 from fxtune.planning.place import Places
 from fxtune.planning.training import trained_names
 from fxtune.rules import Rule, RuleSet
-from fxtune.tuners import Placement, refusal
+from fxtune.tuners import Placement, refusal, spans_sites
 
 
 def plan(
@@ -77,12 +77,18 @@ class _Planner:
             raise PlanError(f"{rule.tuner} does not go on {rule.target}", found=reason, where=where)
         choice: Choice = choose(rule, self.sites, where)
         text = f"{rule.target} <- {rule.tuner}({', '.join(f'{k}={v}' for k, v in rule.settings.items())})"
-        insertions = tuple(self._insertion(rule, site, number, where) for site in choice.sites)
+        insertions = self._insertions(rule, choice.sites, number, where)
         misses = tuple(self.sites.near_misses(rule.at))
         return RulePlan(text, insertions, choice.skipped, misses, self._notes(rule, insertions))
 
-    def _insertion(self, rule: Rule, site: Site, number: int, where: str) -> Insertion:
-        attachment = self.attachments.at(rule, site, where)
+    def _insertions(self, rule: Rule, sites: Sequence[Site], number: int, where: str) -> tuple[Insertion, ...]:
+        """One tuner a site; or one for all of them."""
+        if sites and spans_sites(rule.tuner):
+            attachment = self.attachments.through(rule, sites, where)
+            return (self._insertion(rule, sites[0], number, attachment),)
+        return tuple(self._insertion(rule, site, number, self.attachments.at(rule, site, where)) for site in sites)
+
+    def _insertion(self, rule: Rule, site: Site, number: int, attachment: Attachment) -> Insertion:
         return Insertion(
             region=attachment.region,
             label=self._label(attachment.region, f"{site.label}_{rule.tuner}"),

@@ -1,24 +1,40 @@
-"""Prompt rows at a site: where they join, which attention they take part in, and where they leave."""
+"""Prompt rows at a site: where they join, which attentions they take part in, and where they leave."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import torch
-from torch import fx
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from fxtune.errors import PlanError
-from fxtune.matching import Attention, Port, Site, Sites
+from fxtune.matching import Attention, Site, Sites
+from fxtune.planning.asides import find_asides
 from fxtune.planning.core import core_edit
-from fxtune.planning.edits import Cut, Join, Prompted
+from fxtune.planning.edits import Aside, Core, Cut, Join, Prompted, Resize
+from fxtune.planning.joining import find_join
 from fxtune.planning.place import Places
 from fxtune.planning.rows import Way, way
 from fxtune.view import Tap, View
 
 
-def prompted_edit(sites: Sites, places: Places, site: Site, method: str) -> tuple[str, Prompted, Attention, int]:
-    """The region of the attention core that prompts at `site` take part in, and the edit that puts them there; the
-    attention, and the width of the sequence that the rows join.
+@dataclass(frozen=True)
+class Prompts:
+    """What prompts come to.
+
+    Attributes:
+        region: the region that holds the tuner.
+        edit: what changes.
+        attention: the first attention that they take part in.
+        width: channels of the sequence that they join.
+    """
+
+    region: str
+    edit: Prompted
+    attention: Attention
+    width: int
+
+
+def prompts_at(sites: Sites, places: Places, site: Site, method: str) -> Prompts:
+    """The prompts of one site.
 
     On an attention the rows join its context and leave behind its projection; on any other unit they join its input,
     take part in its first attention, and leave at its end. In the unbound form they leave at the core.
@@ -26,118 +42,119 @@ def prompted_edit(sites: Sites, places: Places, site: Site, method: str) -> tupl
     Raises:
         PlanError: the unit has no attention, or there is no place for rows; where.
     """
-    return _Planner(sites.view, sites, places, site).edit(method)
+    planner = _Planner(sites, places, site, site)
+    attention, start, unbound = planner.attention, planner.start(), method == "attend"
+    if planner.own and attention.cross:
+        found = planner.way(start, [attention.k, attention.v], {})  # the context's rows end there
+    elif unbound:
+        found = planner.way(start, [attention.q, attention.k, attention.v], {})
+    else:
+        found = planner.way(start, [attention.q, attention.k, attention.v, planner.end], planner.cores())
+        planner.check_further(found)
+    region, core = planner.core(planner.inner[0], method)
+    return planner.prompts(region, start, found, ((region, core),), cut=planner.end in found.values)
+
+
+def prompts_through(sites: Sites, places: Places, run: Sequence[Site], method: str) -> Prompts:
+    """Prompts that join the input of the first site and stay to the end of the last, alive in every attention between.
+
+    Raises:
+        PlanError: a unit has no attention of its own tokens, or there is no place for rows; where.
+    """
+    planner = _Planner(sites, places, run[0], run[-1])
+    start = planner.start()
+    ends = [planner.end]
+    for inner in planner.attentions:
+        ends += [inner.k, inner.v]
+    found = planner.way(start, ends, planner.cores())
+    met = [site for site, inner in zip(planner.inner, planner.attentions, strict=True) if inner.core in found.values]
+    for site, inner in zip(planner.inner, planner.attentions, strict=True):
+        if site in met and inner.k not in found.values:
+            raise planner.refused(f"the attention at `{site.path}` reads a context, where rows that stay have no place")
+    cores = tuple(planner.core(site, method) for site in met)
+    return planner.prompts(None, start, found, cores, cut=True)
 
 
 class _Planner:
-    def __init__(self, view: View, sites: Sites, places: Places, site: Site) -> None:
-        self.view, self.places, self.site = view, places, site
-        self.own = site.attention is not None and site.attention.whole
-        self.inner = [site] if self.own else [s for s in sites.of("mha") if self._inside(s)]
-        if not self.inner or self.inner[0].attention is None:
-            raise PlanError(
-                f"prompts have no attention to take part in at the {site.kind} `{site.path}`",
-                found="none inside the unit",
-                fix="choose other sites (`where:`)",
-            )
-        self.attention = self.inner[0].attention
-        self._name = f"the {site.kind} at `{site.path}`"
+    def __init__(self, sites: Sites, places: Places, first: Site, last: Site) -> None:
+        self.view: View = sites.view
+        self.places, self.site = places, first
+        self.end = last.output.value
+        self.own = first.attention is not None and first.attention.whole
+        between = range(first.block or 0, (last.block or 0) + 1)
+        self.inner = [first] if self.own else [site for site in sites.of("mha") if site.block in between]
+        self.attentions = [site.attention for site in self.inner if site.attention is not None]
+        if not self.attentions or (first.block is None and not self.own):
+            raise self.refused("it has no attention")
+        self.attention = self.attentions[0]
 
-    def edit(self, method: str) -> tuple[str, Prompted, Attention, int]:
-        region, core = core_edit(self.view, self.places, self.inner[0], method)
-        start = self._start()
-        found = self._way(start, through=method != "attend")
-        if self.attention.k not in found.values:
-            raise self._refused("it does not lead to an attention")
-        cut = None
-        if method != "attend" and self.site.output.value in found.values:
-            cut = self._cut(found)
-        edit = Prompted(
-            join=self._join(start, found, region),
-            core=core,
-            query_rows=self.attention.q in found.values,
-            resized=tuple(found.resized),
-            bypasses=tuple(found.bypasses),
-            cut=cut,
-        )
-        return region, edit, self.attention, int(self.view.values[start].shape[-1])
-
-    def _inside(self, other: Site) -> bool:
-        return other.attention is not None and other.block is not None and other.block == self.site.block
-
-    def _start(self) -> int:
+    def start(self) -> int:
         """What the rows join: an attention's context (which is its input, in self-attention), a unit's input."""
-        if not self.own or not self.attention.cross:
-            port: Port = self.site.input
-            if len(port.shape) != 3 or port.channel_axis != 2:
-                raise self._refused(f"it is [{', '.join(port.shape)}], not batch x tokens x channels")
-            return port.value
-        return self.attention.context
+        start = self.attention.context if self.own and self.attention.cross else self.site.input.value
+        value = self.view.values[start]
+        if len(value.shape) != 3 or self.view.axes.get(start, 2) != 2:
+            sizes = ", ".join(map(str, value.shape))
+            raise self.refused(f"it is [{sizes}], not batch x tokens x channels: {value.place()}")
+        return start
 
-    def _way(self, start: int, *, through: bool) -> Way:
-        attention = self.attention
-        if self.own and attention.cross:
-            return way(self.view, start, [attention.k, attention.v], {}, self._name)  # the context's rows end there
-        ends = [attention.q, attention.k, attention.v]
-        cores = {}
-        if through:
-            ends.append(self.site.output.value)
-            cores = {inner.attention.core: inner.attention.q for inner in self.inner if inner.attention is not None}
-        return way(self.view, start, ends, cores, self._name)
+    def cores(self) -> dict[int, int]:
+        """Through an attention only its queries' rows go on."""
+        return {attention.core: attention.q for attention in self.attentions}
+
+    def core(self, site: Site, method: str) -> tuple[str, Core]:
+        return core_edit(self.view, self.places, site, method)
+
+    def way(self, start: int, ends: Sequence[int], cores: dict[int, int]) -> Way:
+        found = way(self.view, start, ends, cores, self._unit)
+        if self.attention.k not in found.values:
+            raise self.refused("it does not lead to an attention")
+        return found
+
+    def check_further(self, found: Way) -> None:
+        """Through a second attention of the unit rows go as queries alone, and only where no mask counts queries."""
+        for site, inner in zip(self.inner[1:], self.attentions[1:], strict=True):
+            if inner.core in found.values and (inner.k in found.values or inner.mask is not None):
+                what = "reads the rows, too" if inner.k in found.values else "has a mask made for the tokens alone"
+                raise self.refused(f"on their way to its end the attention at `{site.path}` {what}")
+
+    def prompts(
+        self, region: str | None, start: int, found: Way, cores: tuple[tuple[str, Core], ...], *, cut: bool
+    ) -> Prompts:
+        join = find_join(self.view, self.places, start, found.values, region, self._unit)
+        edit = Prompted(
+            join=join,
+            cores=cores,
+            query_rows=self.attention.q in found.values,
+            resized=tuple(resize for resize in found.resized if self._written_down(resize)),
+            bypasses=tuple(found.bypasses),
+            asides=tuple(self._asides(found, join, end=self.end if cut else None)),
+            cut=self._cut(found) if cut else None,
+            stays=region is None,
+        )
+        home = join.region if region is None else region
+        return Prompts(home, edit, self.attention, int(self.view.values[start].shape[-1]))
+
+    def _written_down(self, resize: Resize) -> bool:
+        """Whether the graph holds the sizes; a module that is kept whole reads them from what it is given."""
+        return self.places.node(Tap(resize.region, resize.node)).op == "call_function"
+
+    def _asides(self, found: Way, join: Join, end: int | None) -> Iterator[Aside]:
+        cores = [attention.core for attention in self.attentions]
+        return find_asides(self.view, self.places, found, join, cores, end, self.refused)
 
     def _cut(self, found: Way) -> Cut:
-        end = self.site.output.value
-        tap = next((tap for tap in self.view.values[end].taps if self.places.node(tap).op != "placeholder"), None)
-        if tap is None or end not in found.axes:
-            raise PlanError(
-                f"prompt rows cannot leave behind the {self.site.kind} at `{self.site.path}`",
-                found=f"its output is {self.view.values[end].place()}",
-                fix="choose other sites (`where:`)",
-            )
-        return Cut(tap.region, tap.node, found.axes[end])
+        taps = [tap for tap in self.view.values[self.end].taps if self.places.node(tap).op != "placeholder"]
+        if not taps or self.end not in found.axes:
+            raise self.refused(f"they cannot leave behind {self.view.values[self.end].place()}")
+        return Cut(taps[0].region, taps[0].node, found.axes[self.end])
 
-    # ---- where they join ---------------------------------------------------------------------------------------------
+    @property
+    def _unit(self) -> str:
+        return f"the {self.site.kind} at `{self.site.path}`"
 
-    def _join(self, start: int, found: Way, core: str) -> Join:
-        """In the innermost region that holds the sequence for all that reads it on the way."""
-        inside = set(found.values)
-        wanted = {self._visible(reader) for reader in self.view.readers.get(start, []) if reader in inside}
-        for tap in sorted(self.view.values[start].taps, key=lambda tap: -len(tap.region)):
-            around = not tap.region or f"{core}.".startswith(f"{tap.region}.")
-            if around and wanted <= set(self._computed_from(tap)):
-                readers = [reader.name for reader in self.places.node(tap).users if self._sees(tap, reader, inside)]
-                return Join(tap.region, tap.node, tuple(sorted(readers)))
-        raise self._refused("no graph of the model holds it for all that reads it on the way to the attention")
-
-    def _sees(self, tap: Tap, reader: fx.Node, inside: set[int]) -> bool:
-        """Whether a reader sees the rows; a region that it calls must see them everywhere or nowhere."""
-        computed = [id for id in self._computed_by(tap, reader) if isinstance(self.view.values[id].val, torch.Tensor)]
-        outside = [id for id in computed if id not in inside]
-        if len(outside) in (0, len(computed)):
-            return not outside and bool(computed)
-        raise self._refused(f"{self.view.values[outside[0]].place()} reads it in the same module, without rows")
-
-    def _computed_from(self, tap: Tap) -> Iterator[int]:
-        """The values that are computed from a tapped one in its region, and in those that the region hands it to."""
-        for reader in self.places.node(tap).users:
-            yield from self._computed_by(tap, reader)
-
-    def _computed_by(self, tap: Tap, reader: fx.Node) -> Iterator[int]:
-        inner = self.places.inner(tap, reader)
-        if inner is None:
-            yield from self.view.tapped.get(Tap(tap.region, reader.name), [])[:1]  # of a shared layer its first call
-        for placeholder in inner or ():
-            yield from self._computed_from(placeholder)
-
-    def _visible(self, id: int) -> int:
-        """A value inside a module that is kept whole as that module's result."""
-        while not self.view.values[id].taps and self.view.readers.get(id):
-            id = self.view.readers[id][0]
-        return id
-
-    def _refused(self, found: str) -> PlanError:
+    def refused(self, found: str) -> PlanError:
         return PlanError(
-            f"prompt rows cannot join the input of the {self.site.kind} at `{self.site.path}`",
+            f"prompt rows cannot join the input of {self._unit}",
             found=found,
             fix="choose other sites (`where:`), or a prefix, which brings keys and values of its own",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 
 class Changes:
@@ -38,6 +38,14 @@ class Growing:
         self._original: dict[str, fx.Node] = {node.name: node for node in self.graph.nodes}
         self._current: dict[fx.Node, fx.Node] = {}
         self._copies: dict[fx.Node, fx.Node] = {}
+
+    def tuners(self) -> nn.ModuleDict:
+        """The tuners of the region."""
+        if "tuners" not in self.module._modules:
+            self.module.add_module("tuners", nn.ModuleDict())
+        tuners = self.module.tuners
+        assert isinstance(tuners, nn.ModuleDict)
+        return tuners
 
     def original(self, name: str) -> fx.Node:
         """The node that the model itself computes under this name."""

@@ -27,7 +27,7 @@ def rewrite(root: fx.GraphModule, patch: Patch, *, dtype: torch.dtype = torch.fl
     built = [_build(root, insertion, i, patch, dtype) for i, insertion in enumerate(patch.insertions)]
     changes = Changes(root)
     for insertion, tuner in zip(patch.insertions, built, strict=True):
-        _tuners(changes.region(insertion.region).module)[insertion.label] = tuner
+        changes.region(insertion.region).tuners()[insertion.label] = tuner
         carry_out(insertion.edit, insertion, changes)
     changes.finish()
     return root
@@ -45,11 +45,3 @@ def _build(root: fx.GraphModule, insertion: Insertion, number: int, patch: Patch
         dtype=dtype,
         device=next((p.device for p in root.parameters()), torch.device("cpu")),
     )
-
-
-def _tuners(region: fx.GraphModule) -> nn.ModuleDict:
-    if "tuners" not in region._modules:
-        region.add_module("tuners", nn.ModuleDict())
-    tuners = region.tuners
-    assert isinstance(tuners, nn.ModuleDict)
-    return tuners

@@ -12,7 +12,7 @@ from fxtune.verifying import verify
 
 
 class Buildable(Protocol):
-    """What `small_models` draws."""
+    """What `small_models` and `ffn_shapes` draw."""
 
     def build(self) -> tuple[nn.Module, Any]:
         """A model, and inputs for it."""
@@ -32,7 +32,7 @@ def assert_equivalent(
     """The original and the unbound form of the rules compute the same: outputs and gradients, as `fxtune.verify` says.
 
     Args:
-        model: any model, which comes out as it went in; or what `small_models` draws.
+        model: any model, which comes out as it went in; or what `small_models` or `ffn_shapes` draws.
         rules: as for `fxtune.apply`.
         inputs: a tuple of arguments, a dict of keywords, or a pair of both; by default those that were drawn with the
             model, or of the model's card. Values, batch and length are drawn anew.

@@ -14,6 +14,7 @@ from fxtune.tracing import Region
 from fxtune.tuned.attributes import attribute_of_original, tuned_class
 from fxtune.tuned.checkpointing import CheckpointingNames
 from fxtune.tuned.copying import copied_state, dump_state, load_state
+from fxtune.tuned.gates import gates, prompt_rows
 from fxtune.tuned.groups import parameter_groups
 from fxtune.tuned.guard import run
 from fxtune.tuned.hooks import refuse_dead_hooks
@@ -124,6 +125,29 @@ class TunedModel(CheckpointingNames, nn.Module):
     def prepare(self, *args: Any, **kwargs: Any) -> None:
         """Capture the graph for inputs like these ahead of the first call with them; torch.compile needs that."""
         self._fxtune.graph_for("forward", args, kwargs)
+
+    def gates(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """λ for these inputs: each query's share of attention that goes to a prefix or to prompts (Eq. 3 and 5).
+
+        Returns:
+            Module path of the tuner -> B x heads x N, between 0 and 1; further calls of a shared layer have their
+            number in the key. The model runs in the mode that it is in, without gradients.
+
+        Raises:
+            PlanError: no tuner takes part in a softmax, or the form is the original one, which has no λ.
+        """
+        return gates(self, lambda: self(*args, **kwargs))
+
+    def prompt_rows(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """The prompts' own rows in each attention that they take part in (D of Eq. 5), which else nobody computes.
+
+        Returns:
+            Module path of the tuner -> B x heads x P x head_dim.
+
+        Raises:
+            PlanError: there are none.
+        """
+        return prompt_rows(self, lambda: self(*args, **kwargs))
 
     def strip(self) -> nn.Module:
         """The original, bit-equal and with its flags as they were. The tuned model stays usable."""

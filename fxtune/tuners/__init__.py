@@ -15,13 +15,17 @@ from fxtune.tuners import (  # noqa: F401 - importing registers them
     res_prompt,
     vpt,
 )
+from fxtune.tuners.attaching import attached_by
 from fxtune.tuners.building import build, refusal, settings
 from fxtune.tuners.placement import Placement
-from fxtune.tuners.registry import joins_rows, maps_widths, names, offers, tuner
+from fxtune.tuners.registry import joins_rows, maps_widths, names, offers, shipped, spans_sites, tuner
 from fxtune.tuners.resolving import resolve
+from fxtune.tuners.rows import RowsInSoftmax, rows_through
 
 __all__ = [
     "Placement",
+    "RowsInSoftmax",
+    "attached_by",
     "build",
     "joins_rows",
     "maps_widths",
@@ -29,6 +33,9 @@ __all__ = [
     "offers",
     "refusal",
     "resolve",
+    "rows_through",
     "settings",
+    "shipped",
+    "spans_sites",
     "tuner",
 ]

@@ -7,25 +7,30 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fxtune.tuners.attaching import attached
 from fxtune.tuners.attend import scaled
 from fxtune.unbinding import attention_with_lse, mix, prefix_attention, prompt_attention, unbound_attention
 
 
-class PromptRows(nn.Module):
-    """A tuner whose `prompts`, P x D, join a sequence behind its last token.
+class RowsInSoftmax(nn.Module):
+    """What becomes of prompt rows in an attention. In either form q (in self-attention), k and v end with them.
 
-    The model's own weights make queries, keys and values of them; here is what happens in the attention. In either
-    form q (in self-attention), k and v end with the rows of the prompts.
+    Attributes:
+        rows: P.
+        stays: whether the rows go on behind the attention in the unbound form, too.
+        scale: of what they change.
+        watches: whether D is computed in the unbound form, and kept in both.
+        disposable: D, the prompts' own rows of the result in the last call, B x H x P x d, if `watches`.
     """
 
-    joins_rows: ClassVar[bool] = True
-
-    prompts: nn.Parameter
-    scale: nn.Module
-    disposable: Tensor | None = None
-    """What the prompts' own rows of the attention's result were in the last call (D, B x H x P x d), if `watches`."""
+    stays: bool = False
     watches: bool = False
-    """Whether D is computed in the unbound form, and kept in both."""
+    disposable: Tensor | None = None
+    scale: nn.Module
+
+    @property
+    def rows(self) -> int:
+        raise NotImplementedError
 
     def attend(
         self,
@@ -39,7 +44,7 @@ class PromptRows(nn.Module):
         dropout: float,
         query_rows: bool,
     ) -> tuple[Tensor, Tensor]:
-        """``(1 - λ) Attn(Q, K, V) + λ Attn(Q, K_pro, V_pro)`` for the rows of x, and λ.
+        """``(1 - λ) Attn(Q, K, V) + λ Attn(Q, K_pro, V_pro)``, and λ for the rows of x.
 
         Args:
             q: B x H x (N + P) x d; B x H x N x d where `query_rows` is False.
@@ -52,14 +57,20 @@ class PromptRows(nn.Module):
         """
         p = dropout if self.training else 0.0
         (q, q_pro), (k, k_pro), (v, v_pro) = self._parted(q, query_rows), self._parted(k), self._parted(v)
-        self.disposable = None
-        if self.watches and query_rows:
-            self.disposable, _ = unbound_attention(q_pro, k, v, k_pro, v_pro, mask=seen_by_prompts(mask), scale=scale)
+        disposable = None
+        if query_rows and (self.stays or self.watches):
+            seen = seen_by_prompts(mask)
+            disposable, _ = unbound_attention(q_pro, k, v, k_pro, v_pro, mask=seen, scale=scale, dropout_p=p)
+        self.disposable = disposable if self.watches else None
         if isinstance(self.scale, nn.Identity):
-            return unbound_attention(q, k, v, k_pro, v_pro, mask=mask, causal=causal, scale=scale, dropout_p=p)
-        out, lse = attention_with_lse(q, k, v, mask=mask, causal=causal, scale=scale, dropout_p=p)
-        mixed, lam = mix(out, lse, q, k_pro, v_pro, scale=scale, dropout_p=p)
-        return scaled(self.scale, out, mixed), lam.detach()
+            mixed, lam = unbound_attention(q, k, v, k_pro, v_pro, mask=mask, causal=causal, scale=scale, dropout_p=p)
+        else:
+            out, lse = attention_with_lse(q, k, v, mask=mask, causal=causal, scale=scale, dropout_p=p)
+            mixed, lam = mix(out, lse, q, k_pro, v_pro, scale=scale, dropout_p=p)
+            mixed = scaled(self.scale, out, mixed)
+        if self.stays and disposable is not None:
+            mixed = torch.cat([mixed, disposable], dim=2)
+        return mixed, lam.detach()
 
     def attend_original(
         self,
@@ -76,6 +87,7 @@ class PromptRows(nn.Module):
         """Attention of all rows to all rows; the result ends with those of the prompts where q does."""
         p = dropout if self.training else 0.0
         (q, q_pro), (k, k_pro), (v, v_pro) = self._parted(q, query_rows), self._parted(k), self._parted(v)
+        disposable = None
         if query_rows:
             mixed, disposable = prompt_attention(
                 *(q, k, v, q_pro, k_pro, v_pro),
@@ -86,16 +98,47 @@ class PromptRows(nn.Module):
         if not isinstance(self.scale, nn.Identity):
             out, _ = attention_with_lse(q, k, v, mask=mask, causal=causal, scale=scale, dropout_p=p)
             mixed = scaled(self.scale, out, mixed)
-        if not query_rows:
-            return mixed
         self.disposable = disposable if self.watches else None
-        return torch.cat([mixed, disposable], dim=2)
+        return mixed if disposable is None else torch.cat([mixed, disposable], dim=2)
 
     def _parted(self, rows: Tensor, prompts: bool = True) -> tuple[Tensor, Tensor]:
         """The model's own rows, and those of the prompts."""
-        many = self.prompts.shape[0] if prompts else 0
+        many = self.rows if prompts else 0
         own, last = torch.split(rows, [rows.shape[2] - many, many], dim=2)
         return own, last
+
+
+class PromptRows(RowsInSoftmax):
+    """A tuner whose `prompts`, P x D, join a sequence behind its last token."""
+
+    joins_rows: ClassVar[bool] = True
+
+    prompts: nn.Parameter
+
+    @property
+    def rows(self) -> int:
+        return self.prompts.shape[0]
+
+
+class _Through(RowsInSoftmax):
+    """Rows that were put in further up, and go on."""
+
+    stays = True
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self._rows = rows
+        self.scale = nn.Identity()
+
+    @property
+    def rows(self) -> int:
+        return self._rows
+
+
+def rows_through(rows: int, method: str) -> nn.Module:
+    """A module without weights for an attention through which `rows` prompt rows of another module's run."""
+    module = _Through(rows)
+    return attached(module, method)
 
 
 def seen_by_prompts(mask: Tensor | None) -> Tensor | None:

@@ -1,8 +1,8 @@
-"""``vpt``: fresh prompts before each Block, visual prompt tuning (VPT-deep; Jia et al., ECCV 2022)."""
+"""``vpt`` and ``vpt_shallow``: visual prompt tuning, deep and shallow (Jia et al., ECCV 2022)."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -31,3 +31,20 @@ class Vpt(PromptRows):
         self.prompts = nn.Parameter(torch.empty(tokens, place.width_in))
         self.scale = nn.Identity()
         nn.init.xavier_uniform_(self.prompts)
+
+
+@tuner("vpt_shallow")
+class VptShallow(Vpt):
+    """P learned tokens that join the input of the first site and stay to the end of the last; PD weights in all.
+
+    They run through every operation between, which acts on each token alone, and through every attention: in the
+    original form as rows of the sequence, in the unbound one as ``(1 - λ) Attn(Q, K, V) + λ Attn(Q, K_pro, V_pro)``
+    for the tokens and ``D = (1 - β) Attn(Q_pro, K_pro, V_pro) + β Attn(Q_pro, K, V)`` for the prompts (Eq. 5), which
+    is not disposable here.
+
+    Args:
+        place: where it goes; D is the width of what the rows join.
+        tokens: P.
+    """
+
+    spans_sites: ClassVar[bool] = True

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxtune.unbinding.masks import additive, below_diagonal, four_axes
+from fxtune.unbinding.masks import additive, four_axes, with_causal
 
 
 def prefix_attention(
@@ -26,12 +26,13 @@ def prefix_attention(
     Arguments as in `unbound_attention`. The mask gets columns for the prefix, which every query sees, without bias; a
     causal mask is moved right by P.
     """
+    hidden = with_causal(mask, causal, q.shape[2], k.shape[2], q.device)
     keys, values = (torch.cat([_batch(pre, own), own], dim=2) for pre, own in ((k_pre, k), (v_pre, v)))
     return F.scaled_dot_product_attention(
         q,
         keys,
         values,
-        attn_mask=_with_columns(mask, causal, q, k, before=k_pre.shape[2]),
+        attn_mask=_with_columns(hidden, k.shape[2], before=k_pre.shape[2]),
         dropout_p=dropout_p,
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
@@ -64,21 +65,74 @@ def prompt_attention(
     Returns:
         The rows of x, and the disposable rows D of the prompts.
     """
-    own = q.shape[2]
-    rows = torch.cat([q, _batch(q_pro, q)], dim=2)
     keys, values = (torch.cat([own, _batch(pro, own)], dim=2) for own, pro in ((k, k_pro), (v, v_pro)))
-    upper = _with_columns(mask, causal, q, k, after=k_pro.shape[2])
-    lower = _with_columns(mask_pro, False, q_pro, k, after=k_pro.shape[2])
-    out = F.scaled_dot_product_attention(
-        rows,
+    out = _attend(
+        torch.cat([q, _batch(q_pro, q)], dim=2),
         keys,
         values,
-        attn_mask=_stacked(upper, lower, own, q_pro.shape[2], keys.shape[2]),
-        dropout_p=dropout_p,
+        prompts=(q_pro.shape[2], k_pro.shape[2]),
+        masks=(mask, mask_pro),
+        causal=causal,
         scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
+        dropout_p=dropout_p,
     )
-    return out[:, :, :own], out[:, :, own:]
+    return out[:, :, : q.shape[2]], out[:, :, q.shape[2] :]
+
+
+def rows_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    rows: int,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """`prompt_attention` inside a model through whose layers the prompts run: the last `rows` rows are prompts.
+
+    Args:
+        q: B x H x (N + rows) x d; B x H x N x d in cross-attention, where only the context has prompts.
+        k, v: B x Hkv x (S + rows) x d.
+        rows: how many of the last keys are prompts.
+        mask: of the model without prompts, broadcastable to B x H x N x S. Where it is the same for all queries (its
+            query axis has the size 1), prompt rows see of the model's own keys what it leaves, else all of them. With
+            as many rows as q it says that q has no prompts.
+        causal: for the rows that are no prompts. Without a mask, q is taken to have prompts.
+
+    Returns:
+        All rows of q.
+    """
+    mask = None if mask is None else four_axes(mask)
+    alike = mask is not None and mask.shape[2] == 1
+    in_queries = 0 if mask is not None and not alike and mask.shape[2] == q.shape[2] else rows
+    masks = (mask, mask if alike else None)
+    return _attend(q, k, v, prompts=(in_queries, rows), masks=masks, causal=causal, scale=scale, dropout_p=dropout_p)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    prompts: tuple[int, int],
+    masks: tuple[Tensor | None, Tensor | None],
+    causal: bool,
+    scale: float | None,
+    dropout_p: float,
+) -> Tensor:
+    """Attention whose last queries and keys are `prompts`; one mask for the other queries and one for the prompts."""
+    queries, keys = q.shape[2] - prompts[0], k.shape[2] - prompts[1]
+    upper = _with_columns(with_causal(masks[0], causal, queries, keys, q.device), keys, after=prompts[1])
+    if masks[0] is masks[1] and not causal and (upper is None or upper.shape[2] == 1):
+        mask = upper
+    else:
+        lower = _with_columns(masks[1], keys, after=prompts[1])
+        mask = _stacked(upper, lower, queries, prompts[0], k.shape[2])
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout_p, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
 
 
 def _batch(learned: Tensor, like: Tensor) -> Tensor:
@@ -87,17 +141,8 @@ def _batch(learned: Tensor, like: Tensor) -> Tensor:
     return repeated.to(like.dtype).expand(like.shape[0], -1, -1, -1)
 
 
-def _with_columns(
-    mask: Tensor | None, causal: bool, q: Tensor, k: Tensor, *, before: int = 0, after: int = 0
-) -> Tensor | None:
+def _with_columns(mask: Tensor | None, keys: int, *, before: int = 0, after: int = 0) -> Tensor | None:
     """The mask with columns that every query sees; None where it hides nothing."""
-    queries, keys = q.shape[2], k.shape[2]
-    if causal:
-        visible = below_diagonal(queries, keys, q.device)
-        if mask is None:
-            mask = visible
-        else:
-            mask = mask & visible if mask.dtype is torch.bool else mask.masked_fill(~visible, float("-inf"))
     if mask is None:
         return None
     mask = four_axes(mask).expand(-1, -1, -1, keys)

@@ -1,0 +1,88 @@
+"""Random rule files: every tuner at every kind of site that takes it, with settings that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from fxtune import tuners
+
+SITES = ("mha", "ffn", "block", "conv_mixer")
+"""The kinds of sites that the shipped patterns name for rules."""
+
+
+def rule_files(
+    *,
+    inserts: Sequence[str] | None = None,
+    at: Sequence[str] = SITES,
+    blocks: int | None = None,
+    fixed: Mapping[str, Any] | None = None,
+) -> st.SearchStrategy[dict[str, Any]]:
+    """A strategy for valid rule files, as dicts that `fxtune.apply` takes for ``rules``.
+
+    Args:
+        inserts: names of tuners, your own as well; by default those that fxtune ships.
+        at: kinds of sites, your own patterns as well.
+        blocks: how many blocks the models have that the rules are for: then rules also choose among these. By default
+            they take every site, for a rule that leaves out all of a model's sites is an error there.
+        fixed: settings that every tuner which has them is given: ``{"init": "zero"}``.
+    """
+    names = tuners.shipped() if inserts is None else inserts
+    pairs = [(name, kind) for name in names for kind in at if tuners.refusal(name, kind) is None]
+    rule = st.sampled_from(pairs).flatmap(lambda pair: _rule(*pair, blocks, fixed or {}))
+    return st.fixed_dictionaries(
+        {"fxtune": st.just(1), "name": st.just("drawn"), "rules": st.lists(rule, min_size=1, max_size=3)},
+        optional={"train": st.sampled_from([["tuners"], ["tuners", "head if any"]])},
+    )
+
+
+def _rule(name: str, kind: str, blocks: int | None, fixed: Mapping[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    given: dict[str, st.SearchStrategy[Any]] = {}
+    free: dict[str, st.SearchStrategy[Any]] = {}
+    for setting, (annotation, _) in tuners.settings(name).items():
+        if setting in fixed:
+            given[setting] = st.just(fixed[setting])
+        elif (values := setting_values(annotation)) is not None:
+            free[setting] = values
+    insert = st.fixed_dictionaries({name: st.fixed_dictionaries(given, optional=free)})
+    more: dict[str, st.SearchStrategy[Any]] = {"reads": st.sampled_from(["input", "output"])}
+    if blocks is not None:
+        more["where"] = _where(blocks)
+    return st.fixed_dictionaries({"at": st.just(kind), "insert": insert}, optional=more)
+
+
+def _where(blocks: int) -> st.SearchStrategy[dict[str, Any]]:
+    """Conditions that leave one of so many blocks at least."""
+    last = blocks - 1
+    some = st.sets(st.integers(0, last), min_size=1).map(sorted)
+    chosen = st.one_of(
+        some,
+        st.integers(1, blocks).map(lambda count: f"first {count}"),
+        st.integers(0, last).map(lambda first: f"{first}.."),
+        st.tuples(st.integers(0, last), st.integers(0, last)).map(lambda ends: f"{min(ends)}..{max(ends)}"),
+    )
+    dropped = st.sets(st.integers(0, last), min_size=1, max_size=last).map(sorted) if last else st.just([blocks])
+    return st.one_of(chosen.map(lambda numbers: {"blocks": numbers}), dropped.map(lambda numbers: {"drop": numbers}))
+
+
+def setting_values(annotation: Any) -> st.SearchStrategy[Any] | None:
+    """Small values that a setting of this annotation takes; None for one that only its default is known to fit."""
+    schema = TypeAdapter(annotation).json_schema()
+    if "const" in schema or "enum" in schema:
+        return st.sampled_from(schema.get("enum") or [schema["const"]])
+    match schema.get("type"):
+        case "boolean":
+            return st.booleans()
+        case "integer":
+            # From 2 on: the softmax over a prefix of one token is 1 whatever its key, which then never trains.
+            low = max(2, schema.get("minimum", 0), schema.get("exclusiveMinimum", -1) + 1)
+            high = min(schema.get("maximum", low + 6), schema.get("exclusiveMaximum", low + 7) - 1)
+            return st.integers(min(low, high), high)
+        case "number":
+            low = max(schema.get("minimum", 0.0), schema.get("exclusiveMinimum", 0.0))
+            high = min(schema.get("maximum", low + 2.0), schema.get("exclusiveMaximum", low + 2.0))
+            return st.floats(low + (high - low) / 8, high - (high - low) / 8)
+    return None
