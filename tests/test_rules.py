@@ -15,6 +15,7 @@ from fxtune.resources import rules_dir
 from fxtune.rules import Where
 
 SHIPPED = {path.stem for path in rules_dir().glob("*.yaml")}
+TUNERS = ("adapter", "prefix", "prompt")
 MANY = 60  # blocks of the reference; numbers drawn are below it
 
 
@@ -223,32 +224,27 @@ def test_a_missing_file_is_named():
         rules.load("no_such.yaml")
 
 
-def test_shipped_rule_sets():
+TABLE_2 = {
+    **{f"single_{tuner}_{op}": [(op, tuner)] for tuner in TUNERS for op in ("mha", "ffn", "block")},
+    **{f"dual_{first}_{second}": [("mha", first), ("ffn", second)] for first in TUNERS for second in TUNERS},
+    "dual_res": [("mha", "adapter"), ("ffn", "adapter")],
+    "tri_res": [("mha", "adapter"), ("ffn", "adapter"), ("block", "adapter")],
+    "tri_res_prefix": [("mha", "adapter"), ("ffn", "adapter"), ("block", "prefix")],
+    "tri_res_prompt": [("mha", "adapter"), ("ffn", "adapter"), ("block", "prompt")],
+}
+"""Every cell of the paper's Table 2: which tuner goes where."""
+del TABLE_2["dual_adapter_adapter"]  # it is dual_res
+
+
+def test_every_cell_of_table_2_is_a_rule_set():
     found = {rule_set.name: rule_set for rule_set in rules.shipped()}
-    single = {f"single_{tuner}_{op}" for tuner in ("adapter", "prefix", "prompt") for op in ("mha", "ffn", "block")}
-    assert set(found) == SHIPPED
-    assert set(found) == single - {"single_prefix_mha", "single_prompt_mha"} | {
-        "dual_res",
-        "dual_adapter_prefix",
-        "dual_adapter_prompt",
-        "tri_res",
-        "tri_res_prefix",
-        "tri_res_prompt",
-    }
-    for name, rule_set in found.items():
-        assert rule_set.train == ("tuners", "head if any")
-        assert "Res-Tuning" in rule_set.about
-        assert len(rule_set.rules) == {"single": 1, "dual": 2, "tri": 3}[name.partition("_")[0]]
-        assert [rule.at for rule in rule_set.rules] in (
-            ["mha"],
-            ["ffn"],
-            ["block"],
-            ["mha", "ffn"],
-            ["mha", "ffn", "block"],
-        )
-        if name.startswith("single"):
-            (rule,) = rule_set.rules
-            assert name == f"single_{rule.tuner.removeprefix('res_')}_{rule.at}"
+    assert len(TABLE_2) == 9 + 9 + 3
+    assert set(found) == SHIPPED >= set(TABLE_2)
+    for name, cells in TABLE_2.items():
+        assert [(rule.at, rule.tuner) for rule in found[name].rules] == [(at, f"res_{tuner}") for at, tuner in cells]
+        assert all(rule.settings.get("tokens", rule.settings.get("dim")) == 10 for rule in found[name].rules)
+        assert "Res-Tuning" in found[name].about
+    assert all(rule_set.train == ("tuners", "head if any") and rule_set.about for rule_set in found.values())
 
 
 def test_the_schema_describes_every_key():
