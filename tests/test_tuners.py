@@ -259,7 +259,7 @@ def test_settings_are_the_keyword_parameters():
         ("res_adapter", {"scale": "chanel"}, "'none', 'scalar', 'channel' or 'gate'"),
         ("res_prompt", {"init": "zero"}, "`scale: scalar`"),
         ("res_adaptor", {}, "the closest names are res_adapter"),
-        ("unheard_of", {}, "the tuners are res_adapter, res_prefix, res_prompt"),
+        ("unheard_of", {}, "the tuners are bitfit, lora, res_adapter, res_prefix, res_prompt"),
     ],
 )
 def test_bad_settings_are_refused(name, settings, complaint):
@@ -408,6 +408,7 @@ def takes_condition(self, place, *, blocks: int = 3): ...
         ("mine", module_class(takes_tensor), "a setting that YAML cannot say"),
         ("mine", module_class(takes_condition), "chooses sites"),
         ("mine", module_class(takes_place, refuses=["mha"]), "kind of site to reason"),
+        ("mine", module_class(takes_place, maps_widths="yes"), "place.width_in"),
     ],
 )
 def test_what_is_no_tuner_is_refused(name, cls, complaint):

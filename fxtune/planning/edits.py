@@ -163,6 +163,8 @@ class Bypass:
         axis: their token axis.
         readers: fx nodes that read the entry without rows.
         inside: ids of the values from behind the entry to the exit.
+        first: id of the entry.
+        last: id of the exit.
     """
 
     region: str
@@ -171,6 +173,8 @@ class Bypass:
     axis: int
     readers: tuple[str, ...]
     inside: frozenset[int]
+    first: int
+    last: int
 
 
 @dataclass(frozen=True)
