@@ -245,6 +245,7 @@ PUBLISHED = {  # methods in their original placement: the sites of their rules
     "prefix": ["mha"],
     "prompt": ["mha"],
     "vpt_deep": ["block"],
+    "vpt_shallow": ["block"],
 }
 
 
