@@ -47,8 +47,10 @@ REFUSED: dict[tuple[str, str], str] = {
     ("vpt_deep", "swin"): "not batch x tokens x channels",  # windows of a grid
     ("vpt_deep", "unet"): "it has no attention",  # its first Block is a resnet block
     ("vpt_deep", "bart"): "made for the tokens alone",  # in the original form, on the way through cross-attention
+    ("vpt_deep", "t5"): "made for the tokens alone",
     ("lora", "eva"): "weights are computed",  # the bias of the fused projection is put together of three
     ("bitfit", "llama"): "no rule of bitfit matched anything",  # no biases
+    ("bitfit", "t5"): "no rule of bitfit matched anything",
     ("bitfit", "qwen3"): "no rule of bitfit matched anything",
 }
 
@@ -172,6 +174,25 @@ def test_prefix_agrees_with_pefts_at_its_positions(name: str, form: Any) -> None
 def small_vit(**changes: Any) -> nn.Module:
     drawn = {"embed_dim": 16, "depth": 2, "num_heads": 2, "init_values": 0.5, "qk_norm": True, **changes}
     return awake(VisionTransformer(img_size=32, patch_size=16, num_classes=3, **drawn))
+
+
+def test_a_sequence_first_model_is_refused_rows() -> None:
+    layer = nn.TransformerEncoderLayer(16, 4, 24, dropout=0.0)
+    model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+    with pytest.raises(fxtune.PlanError, match="tokens x batch x channels"):
+        fxtune.apply(model, "prompt", example_inputs={"src": torch.randn(7, 2, 16)})
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_logits_that_the_model_overwrites_are_gone(form: Any) -> None:
+    """A bias added in place: the written-out attention must not be computed beside the tuner's."""
+    config = transformers.MPNetConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24
+    )
+    model = awake(transformers.MPNetModel(config))
+    tuned = fxtune.apply(model, "prompt", example_inputs=sentences(2, 6), form=form)
+    assert "softmax" not in tuned.graph_module.get_submodule("encoder.layer.0.attention.attn").code
+    assert tuned(**sentences(3, 4)).last_hidden_state.isfinite().all()
 
 
 def small_bert(**changes: Any) -> nn.Module:
