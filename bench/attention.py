@@ -1,6 +1,7 @@
 """A training step of unbound against concatenated attention, at the sizes of ViT-B/16 with ten prefix tokens.
 
-Only the attention is timed, the hardest case for a ratio: in a model the projections and the FFN are the same for both.
+Only the attention is timed. Its bound is wider than that of a whole model, where projections and FFN are the same for
+both forms.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from fxtune.unbinding import prefix_attention, unbound_attention
 from timing import paired
 
 BATCH, HEADS, TOKENS, WIDTH, PREFIX = 8, 12, 197, 64, 10
-AT_MOST = 1.05
+AT_MOST = 1.2
 
 
 def measure(rounds: int) -> Iterator[dict[str, Any]]:

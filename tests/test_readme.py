@@ -26,6 +26,10 @@ def test_the_python_runs() -> None:
     names: dict[str, Any] = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), names)
+    tests = [names[name] for name in names if name.startswith("test_")]
+    assert tests
+    for test in tests:
+        test()
     assert any("ffn_shift" in name for name in names["tuned"].state_dict())
 
 

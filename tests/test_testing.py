@@ -182,7 +182,7 @@ def test_settings_are_drawn_from_their_annotations(annotation: Any, fits: Callab
     assert setting_values(str) is None
 
 
-@settings(max_examples=examples(4, 100))
+@settings(max_examples=examples(4, 40))
 @given(
     small_models(["vit", "bert", "convnext", "resnet"]),
     rule_files(inserts=["res_adapter"], at=["block"], fixed={"init": "zero", "activation": "gelu"}),

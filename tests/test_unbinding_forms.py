@@ -32,7 +32,7 @@ EPS = torch.finfo(torch.float64).eps
 def slack(gradients: dict[str, Tensor]) -> float:
     """How far rounding alone can move a gradient. One that is truly zero (a key that is the only one has the weight 1
     whatever its logit is) is a sum of terms as large as the example's other gradients, which cancel."""
-    return 16 * EPS * max(float(grad.detach().abs().max()) for grad in gradients.values() if grad.numel())
+    return 64 * EPS * max(float(grad.detach().abs().max()) for grad in gradients.values() if grad.numel())
 
 
 def disagreement(case: Case, original: Form, unbound: Form) -> str | None:
@@ -117,7 +117,7 @@ def test_a_mask_that_differs_from_query_to_query_hides_nothing_from_prompts() ->
 @pytest.mark.parametrize("form", UNBOUND)
 @pytest.mark.parametrize("method", METHODS)
 def test_large_logits(method: str, form: str) -> None:
-    """Beyond ten everything is finite, and outputs are as near as the rounding of the logits allows."""
+    """Everything is finite, and outputs are as near as the rounding of the logits allows."""
     worst: list[float] = [0.0]
     original, unbound = METHODS[method]
 
@@ -128,7 +128,7 @@ def test_large_logits(method: str, form: str) -> None:
         ours, theirs = unbound(case, UNBOUND[form]), original(case)
         assert all(out.isfinite().all() for out in ours)
         assert all(grad.isfinite().all() for grad in gradients(ours, case).values())
-        bound = 16 * EPS * max(1.0, geometry.magnitude)
+        bound = 16 * EPS * max(10.0, geometry.magnitude)
         for a, b in zip(ours, theirs, strict=True):
             worst[0] = max(worst[0], relative(a, b) / bound)
             assert relative(a, b) <= bound
@@ -161,10 +161,10 @@ def test_low_precision_is_no_worse_than_the_original_form(dtype: torch.dtype, fo
         squares["original"].append(original**2)
         squares["unbound"].append(unbound**2)
         beyond[0] = max(beyond[0], (unbound - 2 * original) / eps)
-        # Beyond ten, rounding the logits alone moves λ by more: the two forms get them from matrix products of
-        # different shapes, which do not round alike. (It is not the log-sum-exp, which could be carried exactly: with
-        # one in float64 as many examples of 3,000 are beyond four eps, about 25.)
-        allowed = 2 * original + (4.0 if geometry.magnitude <= 10 else geometry.magnitude) * eps
+        # Beyond sixteen float32 rounds the logits of the model's own keys so coarsely that it moves λ, by a quarter of
+        # that, and the errors of the original form may happen to cancel. (Not the log-sum-exp is to blame: with one in
+        # float64 as many examples, some in a thousand, are beyond four eps.)
+        allowed = 2 * original + max(4.0, geometry.magnitude / 4) * eps
         assert unbound <= allowed, f"{unbound / eps:.1f} eps against {original / eps:.1f} eps"
 
     compare()

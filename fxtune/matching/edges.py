@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from fxtune.matching.site import Port
-from fxtune.view import View, example_size
+from fxtune.view import View, example_size, written
 
 
 class Edges:
@@ -46,7 +46,7 @@ def port(view: View, value: int, axis: int) -> Port:
     """What can be read of a value that has its channels on `axis`."""
     found = view.values[value]
     positions = math.prod(example_size(size) for i, size in enumerate(found.shape) if i not in (0, axis))
-    return Port(value, tuple(found.taps), tuple(map(str, found.shape)), axis, int(found.shape[axis]), positions)
+    return Port(value, tuple(found.taps), tuple(map(written, found.shape)), axis, int(found.shape[axis]), positions)
 
 
 def only_reader(view: View, value: int) -> int | None:

@@ -10,7 +10,7 @@ import torch
 
 from fxtune.matching.edges import inside, only_reader, port
 from fxtune.matching.site import Port
-from fxtune.view import Value, View, example_size
+from fxtune.view import Value, View, example_size, written
 from fxtune.vocabulary import RESHAPING
 
 
@@ -91,7 +91,7 @@ class Ends:
     def _reshaped(self, end: _End, other: Value) -> _End | None:
         """The end on the other side of a reshape that leaves the channels where they are, last or behind the batch."""
         # Sizes are compared as they are written: no guard is put on a symbolic one.
-        old, new = ([str(size) for size in shape] for shape in (self.view.values[end.value].shape, other.shape))
+        old, new = ([written(size) for size in shape] for shape in (self.view.values[end.value].shape, other.shape))
         order = tuple(range(len(new)))
         if not end.in_order:
             return None

@@ -113,7 +113,7 @@ class _Planner:
         return found
 
     def check_further(self, found: Way) -> None:
-        """Through a second attention of the unit rows go as queries alone, where no mask counts the queries."""
+        """Through a second attention of the unit rows go as queries alone, and only where no mask counts queries."""
         for site, inner in zip(self.inner[1:], self.attentions[1:], strict=True):
             if inner.core in found.values and (inner.k in found.values or inner.mask is not None):
                 what = "reads the rows, too" if inner.k in found.values else "has a mask made for the tokens alone"

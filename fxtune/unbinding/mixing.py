@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxtune.unbinding.precision import no_autocast, wide
+from fxtune.unbinding.precision import exact, no_autocast, wide
 
 
 def mix(
@@ -57,14 +57,14 @@ def shares(q: Tensor, lse: Tensor, k_pre: Tensor, scale: float) -> tuple[Tensor,
         λ times the weights on the prefix (as `prefix_logits` gives them), and B x H x N each: 1 - λ, λ, and the
         log-sum-exp of the prefix's logits.
     """
-    logits = prefix_logits(q, k_pre, scale)
+    logits, dtype = prefix_logits(q, k_pre, scale), wide(q.dtype)
     top = logits.detach().amax(-2, keepdim=True)  # a constant to the gradient: it cancels
-    weights = torch.exp(logits - top)
+    weights = torch.exp((logits - top).to(dtype))
     total = weights.sum(-2, keepdim=True)
     # In this order: a sum of the largest logit and the rest would round to the precision of the largest.
-    gap = (top - by_head(lse.unsqueeze(-1), k_pre).mT) + total.log()
-    gate, rest = torch.sigmoid(gap), torch.sigmoid(-gap)
-    lam, keep, lse_pre = (by_sample(x.mT, q, k_pre).squeeze(-1) for x in (gate, rest, top + total.log()))
+    gap = (top - by_head(lse.unsqueeze(-1), k_pre).mT).to(dtype) + total.log()
+    gate, rest, lse_pre = torch.sigmoid(gap), torch.sigmoid(-gap), top.to(dtype) + total.log()
+    lam, keep, lse_pre = (by_sample(x.mT, q, k_pre).squeeze(-1) for x in (gate, rest, lse_pre))
     return weights * (gate / total), keep, lam, lse_pre
 
 
@@ -73,9 +73,9 @@ def shares(q: Tensor, lse: Tensor, k_pre: Tensor, scale: float) -> tuple[Tensor,
 
 
 def prefix_logits(q: Tensor, k_pre: Tensor, scale: float) -> Tensor:
-    """``s K_pre Qᵀ`` in float32 at least: heads x P x rows, in the order of `by_head`."""
-    # Scaled last, as in the kernels: so these logits are rounded as often as those that they are compared with.
-    return torch.bmm(for_queries(k_pre, q), by_head(q, k_pre).to(wide(q.dtype)).mT) * scale
+    """``s K_pre Qᵀ`` in `exact` precision: heads x P x rows, in the order of `by_head`."""
+    dtype = exact(q)
+    return torch.bmm(for_queries(k_pre, q).to(dtype), by_head(q, k_pre).to(dtype).mT) * scale
 
 
 def from_prefix(weights: Tensor, learned: Tensor, q: Tensor) -> Tensor:

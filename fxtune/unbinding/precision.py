@@ -13,6 +13,16 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def exact(q: Tensor) -> torch.dtype:
+    """The dtype of the logits on a prefix: float64 for float32 on a CPU, where its few keys cost little.
+
+    In float32 both forms are as good as their logits, which matrix products of different shapes do not round alike.
+    With these exact, the unbound form has left the errors of the model's own logits, and the original form has those
+    too.
+    """
+    return torch.float64 if q.dtype is torch.float32 and q.device.type == "cpu" else wide(q.dtype)
+
+
 def as_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Tensors cast as autocast casts what goes into `scaled_dot_product_attention`; unchanged where it is off."""
     device = _device(*tensors)

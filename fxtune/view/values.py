@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -77,6 +78,17 @@ def example_size(size: Any) -> int:
     """A size in the example inputs. Symbolic sizes are written in many ways, and comparing them would put guards on."""
     hint: Any = size.node.hint if isinstance(size, torch.SymInt) else size
     return int(hint)
+
+
+def written(size: Any) -> str:
+    """A size as text. Symbolic sizes are compared as they are written: comparing them would put guards on."""
+    return _expression(size.node.expr) if isinstance(size, torch.SymInt) else str(size)
+
+
+@lru_cache(maxsize=1024)
+def _expression(expression: Any) -> str:
+    """Kept, because writing one takes sympy long, and the values of one stage all have the same."""
+    return str(expression)
 
 
 def join(*paths: str) -> str:
