@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -116,8 +117,8 @@ def rows_in_blocks(model: nn.Module, prompts: dict[str, Tensor], *, causal: bool
     for path, rows in prompts.items():
         block = model.get_submodule(path)
 
-        def join(_: nn.Module, args: Any, kwargs: Any, rows: Tensor = rows) -> Any:
-            return _with_rows(args, kwargs, rows, causal)
+        def join(block: nn.Module, args: Any, kwargs: Any, rows: Tensor = rows) -> Any:
+            return (), _with_rows(_named(block, args, kwargs), rows, causal)
 
         def cut(_: nn.Module, args: Any, output: Any, many: int = rows.shape[0]) -> Any:
             if isinstance(output, tuple):
@@ -132,29 +133,36 @@ def rows_in_blocks(model: nn.Module, prompts: dict[str, Tensor], *, causal: bool
             handle.remove()
 
 
-def _with_rows(args: tuple[Any, ...], kwargs: dict[str, Any], rows: Tensor, causal: bool) -> Any:
-    many = rows.shape[0]
+def _named(block: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """A call's arguments by name."""
+    bound = inspect.signature(block.forward).bind(*args, **kwargs).arguments
+    return {**{name: value for name, value in bound.items() if name != "kwargs"}, **bound.get("kwargs", {})}
+
+
+def _with_rows(given: dict[str, Any], rows: Tensor, causal: bool) -> dict[str, Any]:
+    many, (sequence, hidden) = rows.shape[0], next(iter(given.items()))
+    if causal and given.get("attention_mask") is None:
+        seen = torch.ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool).tril()
+        given = {**given, "attention_mask": seen.expand(hidden.shape[0], 1, -1, -1)}
 
     def extended(name: str, value: Any) -> Any:
+        if name == sequence:
+            return torch.cat([value, rows.expand(value.shape[0], -1, -1)], 1)
         if name == "rope" and isinstance(value, Tensor):  # sines, then cosines
             sines, cosines = value.chunk(2, -1)
-            return torch.cat([_unrotated(sines, many, 0.0), _unrotated(cosines, many, 1.0)], -1)
+            return torch.cat([_more(sines, many, 0.0), _more(cosines, many, 1.0)], -1)
         if name == "position_embeddings":
             cosines, sines = value
-            return _unrotated(cosines, many, 1.0), _unrotated(sines, many, 0.0)
+            return _more(cosines, many, 1.0), _more(sines, many, 0.0)
         if isinstance(value, Tensor) and value.dim() == 4:  # a mask: the rows see and are seen
             return F.pad(value, (0, many, 0, many), value=value.dtype is torch.bool)
         return value
 
-    hidden, *others = args or (kwargs.pop("hidden_states"),)
-    if causal and kwargs.get("attention_mask") is None:
-        seen = torch.ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool).tril()
-        kwargs = {**kwargs, "attention_mask": seen.expand(hidden.shape[0], 1, -1, -1)}
-    joined = torch.cat([hidden, rows.expand(hidden.shape[0], -1, -1)], 1)
-    return (joined, *(extended("", other) for other in others)), {k: extended(k, v) for k, v in kwargs.items()}
+    return {name: extended(name, value) for name, value in given.items()}
 
 
-def _unrotated(table: Tensor, many: int, value: float) -> Tensor:
+def _more(table: Tensor, many: int, value: float) -> Tensor:
+    """Sines or cosines with those of rows that are not rotated."""
     return F.pad(table, (0, 0, 0, many), value=value)
 
 

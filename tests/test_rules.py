@@ -15,6 +15,7 @@ from fxtune.resources import rules_dir
 from fxtune.rules import Where
 
 SHIPPED = {path.stem for path in rules_dir().glob("*.yaml")}
+TUNERS = ("adapter", "prefix", "prompt")
 MANY = 60  # blocks of the reference; numbers drawn are below it
 
 
@@ -236,7 +237,7 @@ def test_a_missing_file_is_named():
         rules.load("no_such.yaml")
 
 
-PUBLISHED = {  # by others than Res-Tuning: the sites of their rules
+PUBLISHED = {  # methods in their original placement: the sites of their rules
     "adapter": ["ffn"],
     "adapter_houlsby": ["mha", "ffn"],
     "bitfit": ["biased"],
@@ -248,29 +249,29 @@ PUBLISHED = {  # by others than Res-Tuning: the sites of their rules
 }
 
 
-def test_shipped_rule_sets():
+TABLE_2 = {
+    **{f"single_{tuner}_{op}": [(op, tuner)] for tuner in TUNERS for op in ("mha", "ffn", "block")},
+    **{f"dual_{first}_{second}": [("mha", first), ("ffn", second)] for first in TUNERS for second in TUNERS},
+    "dual_res": [("mha", "adapter"), ("ffn", "adapter")],
+    "tri_res": [("mha", "adapter"), ("ffn", "adapter"), ("block", "adapter")],
+    "tri_res_prefix": [("mha", "adapter"), ("ffn", "adapter"), ("block", "prefix")],
+    "tri_res_prompt": [("mha", "adapter"), ("ffn", "adapter"), ("block", "prompt")],
+}
+"""Every cell of the paper's Table 2: which tuner goes where."""
+del TABLE_2["dual_adapter_adapter"]  # it is dual_res
+
+
+def test_every_cell_of_table_2_is_a_rule_set():
     found = {rule_set.name: rule_set for rule_set in rules.shipped()}
-    kinds = ("adapter", "prefix", "prompt")  # a dual set names the tuner on MHA first; two adapters are called `res`
-    single = {f"single_{tuner}_{op}" for tuner in kinds for op in ("mha", "ffn", "block")}
-    dual = {f"dual_{a}_{b}" for a in kinds for b in kinds} - {"dual_adapter_adapter"} | {"dual_res"}
-    assert set(found) == SHIPPED
-    assert set(found) == single | dual | {"tri_res", "tri_res_prefix", "tri_res_prompt", *PUBLISHED}
-    assert all(rule_set.train == ("tuners", "head if any") for rule_set in found.values())
+    assert len(TABLE_2) == 9 + 9 + 3
+    assert set(found) == SHIPPED == {*TABLE_2, *PUBLISHED}
+    for name, cells in TABLE_2.items():
+        assert [(rule.at, rule.tuner) for rule in found[name].rules] == [(at, f"res_{tuner}") for at, tuner in cells]
+        assert all(rule.settings.get("tokens", rule.settings.get("dim")) == 10 for rule in found[name].rules)
+        assert "Res-Tuning" in found[name].about
+    assert all(rule_set.train == ("tuners", "head if any") and rule_set.about for rule_set in found.values())
     for name, targets in PUBLISHED.items():
         assert [rule.target for rule in found[name].rules] == targets
-    for name, rule_set in ((name, found[name]) for name in SHIPPED - set(PUBLISHED)):
-        assert "Res-Tuning" in rule_set.about
-        assert len(rule_set.rules) == {"single": 1, "dual": 2, "tri": 3}[name.partition("_")[0]]
-        assert [rule.target for rule in rule_set.rules] in (
-            ["mha"],
-            ["ffn"],
-            ["block"],
-            ["mha", "ffn"],
-            ["mha", "ffn", "block"],
-        )
-        if name.startswith("single"):
-            (rule,) = rule_set.rules
-            assert name == f"single_{rule.tuner.removeprefix('res_')}_{rule.at}"
 
 
 def test_the_schema_describes_every_key():

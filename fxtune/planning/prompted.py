@@ -108,6 +108,8 @@ class _Planner:
         found = way(self.view, start, ends, cores, self._unit)
         if self.attention.k not in found.values:
             raise self.refused("it does not lead to an attention")
+        if found.axes.get(self.attention.k) == 0:
+            raise self.refused("it is tokens x batch x channels: the attention's batch axis comes from its second")
         return found
 
     def check_further(self, found: Way) -> None:
