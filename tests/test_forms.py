@@ -22,7 +22,6 @@ from form_models import FAMILIES, Case, awake
 from form_references import block_of, by_heads, fused, more_keys, projected, rows_in_blocks
 from forms import FORMS, Captured, apart, awaken, error, run, tuners
 from fxtune.planning import prompted
-from fxtune.planning import rows as planning_rows
 from fxtune.rewriting import prompted as rewriting_prompted
 from fxtune.tuners import res_prefix
 from fxtune.tuners import rows as tuner_rows
@@ -39,6 +38,8 @@ METHODS: dict[str, Any] = {
     "lora": "lora",
     "bitfit": "bitfit",
 }
+rewriting_with_rows_of = rewriting_prompted.with_rows_of
+
 SIZED = ("prefix", "prompt", "vpt_deep")
 
 CAUSAL = ("gpt2", "llama", "qwen3")
@@ -317,12 +318,17 @@ def test_a_lost_cut_is_caught(vit: Captured, monkeypatch: pytest.MonkeyPatch) ->
     assert disagreement(vit, "vpt_deep", "original") > 1e-3
 
 
+def rotated_rows(changed: torch.Tensor, sequence: torch.Tensor, many: int, axis: int) -> torch.Tensor:
+    """Rows that join again behind a rotation, as if they had been turned, too."""
+    return rewriting_with_rows_of(changed, sequence.roll(1, -1), many, axis)
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_half_rotated_prompts_are_caught(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that go around one term of a rotation only: both forms have the fault, so they agree with each other."""
+def test_rotated_prompts_are_caught(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both forms would have the fault, so they agree with each other: only the method by hand tells."""
     llama = planted("llama", layers=1, attention="sdpa")
     assert disagreement(llama, "prompt", form) <= 1e-12
-    monkeypatch.setattr(planning_rows, "PRODUCTS", frozenset())
+    monkeypatch.setattr(rewriting_prompted, "with_rows_of", rotated_rows)
     assert disagreement(llama, "prompt", form) > 1e-3
 
 

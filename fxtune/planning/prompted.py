@@ -115,7 +115,10 @@ class _Planner:
     def check_further(self, found: Way) -> None:
         """Through a second attention of the unit rows go as queries alone, and only where no mask counts queries."""
         for site, inner in zip(self.inner[1:], self.attentions[1:], strict=True):
-            if inner.core in found.values and (inner.k in found.values or inner.mask is not None):
+            if inner.core not in found.values:
+                continue
+            masked = inner.mask is not None or bool(self.core(site, "attend_original")[1].biases)
+            if inner.k in found.values or masked:
                 what = "reads the rows, too" if inner.k in found.values else "has a mask made for the tokens alone"
                 raise self.refused(f"on their way to its end the attention at `{site.path}` {what}")
 
