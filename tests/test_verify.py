@@ -383,7 +383,7 @@ def test_inputs_are_drawn_in_the_size_of_the_example() -> None:
             return x * added["scale"] * mask
 
     given = {
-        "x": 100 * torch.randn(2, 5, 4),
+        "x": torch.tensor([100.0, -100.0]).repeat(2, 5, 2),
         "added": {"scale": torch.full((4,), float("-inf"))},
         "mask": torch.tensor([[1.0], [0.0]]).expand(2, 5).unsqueeze(-1).clone(),
     }
