@@ -16,6 +16,7 @@ from rich.table import Table
 import applying
 import attention
 import matching
+import training
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -29,8 +30,9 @@ def main() -> int:
     for row in applying.measure(rounds):
         rows.append(row)
         console.print(f"{row['what']}: export {row['export_s']:.2f} s, apply {row['apply_s']:.2f} s")
-    rows.append(matching.measure(rounds))
+    rows.extend(matching.measure(rounds))
     rows.extend(attention.measure(rounds))
+    rows.extend(training.measure(rounds))
 
     table = Table("what", "ratio", "measured", "at most", "")
     over = 0

@@ -28,11 +28,14 @@ if TYPE_CHECKING:
     from fxtune.tracing.capture import capture
     from fxtune.tuned import TunedModel
     from fxtune.tuners import Placement, tuner
+    from fxtune.verifying import Certificate
+    from fxtune.verifying.verify import verify
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CaptureError",
+    "Certificate",
     "FxtuneError",
     "InputError",
     "MatchError",
@@ -48,15 +51,18 @@ __all__ = [
     "capture",
     "inspect",
     "tuner",
+    "verify",
 ]
 
 _HOME = {
+    "Certificate": "fxtune.verifying",
     "Placement": "fxtune.tuners",
     "TunedModel": "fxtune.tuned",
     "apply": "fxtune.api",
     "capture": "fxtune.tracing",
     "inspect": "fxtune.api",
     "tuner": "fxtune.tuners",
+    "verify": "fxtune.verifying",
 }
 """Where each public name lives, errors aside."""
 

@@ -80,12 +80,11 @@ def apply(
     patch = draft.patch
     graph = rewrite(draft.graph, patch, dtype=dtype)
     weights = {i.path: _size(graph.get_submodule(i.path)) for i in patch.insertions}
-    names = dict(graph.named_parameters())
     tuners = [
-        name
+        f"{i.path}.{name}"
         for i in patch.insertions
-        for name, weight in names.items()
-        if name.startswith(f"{i.path}.") and weight.requires_grad  # a tuner may hold fixed weights
+        for name, weight in graph.get_submodule(i.path).named_parameters()
+        if weight.requires_grad  # a tuner may hold fixed weights
     ]
     return TunedModel(
         original=model,

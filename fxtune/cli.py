@@ -1,4 +1,4 @@
-"""The command line: ``fxtune rules``, ``fxtune inspect MODEL``, ``fxtune schema``.
+"""The command line: ``fxtune rules``, ``fxtune inspect MODEL``, ``fxtune verify MODEL``, ``fxtune schema``.
 
 Nothing heavy is imported at the top: ``fxtune --help`` and ``fxtune rules`` run without torch.
 """
@@ -77,6 +77,33 @@ def inspect(
     from fxtune import api
 
     Console().print(api.inspect(built, rules=rules, head=head, num_classes=num_classes))
+
+
+@app.command()
+def verify(
+    model: Annotated[str, typer.Argument(help=_MODEL_HELP, show_default=False)],
+    rules: Annotated[
+        list[str], typer.Option("--rules", "-r", help="A shipped rule set or a rule file; may be repeated.")
+    ],
+    examples: Annotated[int, typer.Option(min=1, help="How many random weights and inputs to compare with.")] = 20,
+    seed: Annotated[int, typer.Option(help="From which they are drawn.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Save the certificate as JSON.", show_default=False)] = None,
+) -> None:
+    """Show that the original and the unbound form of rules compute the same on MODEL.
+
+    The model is built without its weights: they are drawn. Ends with status 1 where the forms disagree, and then prints
+    the smallest failing example.
+    """
+    sys.path.insert(0, str(Path.cwd()))
+    from fxtune import verifying
+
+    certificate = verifying.verify(model, rules, examples=examples, seed=seed)
+    if out is not None:
+        certificate.save(out)
+    Console().print(certificate)
+    if certificate.breach is not None:
+        print(certificate.breach, file=sys.stderr)
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -30,15 +30,20 @@ _CONFIG = "config.json"
 _WEIGHTS = (".safetensors", ".bin")
 
 
-def resolve(name: str, *, meta: bool = False) -> nn.Module:
-    """The model called `name`; with `meta` it is built on the meta device, without any weights.
+def resolve(name: str, *, meta: bool = False, weights: bool = True) -> nn.Module:
+    """The model called `name`.
+
+    Args:
+        name: in one of the forms above.
+        meta: build it on the meta device, where it has no weights at all.
+        weights: False leaves those that the library drew for a new model; then nothing is downloaded.
 
     Raises:
         FxtuneError: there is no such model (the closest names), or it could not be built.
     """
     kind, separator, rest = name.partition("/")
     if separator and rest and kind in _LOADERS:
-        return _LOADERS[kind](rest, meta)
+        return _LOADERS[kind](rest, weights and not meta, meta)
     if ":" in name and "/" not in name:
         return _from_factory(name, meta)
     forms = [*(f"{prefix}/..." for prefix in _LOADERS), "module:factory"]
@@ -79,7 +84,7 @@ def folder(name: str) -> Path:
     return folders[0]
 
 
-def _from_timm(name: str, meta: bool) -> nn.Module:
+def _from_timm(name: str, weights: bool, meta: bool) -> nn.Module:
     timm = _library("timm")
     if not timm.is_model(name):
         raise FxtuneError(
@@ -87,38 +92,38 @@ def _from_timm(name: str, meta: bool) -> nn.Module:
             found=f"nearest: {_listed(f'timm/{near}' for near in nearest(name, timm.list_models()))}",
         )
     with _building(f"timm/{name}", meta):
-        return _module(timm.create_model(name, pretrained=not meta))
+        return _module(timm.create_model(name, pretrained=weights))
 
 
-def _from_transformers(path: str, meta: bool) -> nn.Module:
+def _from_transformers(path: str, weights: bool, meta: bool) -> nn.Module:
     transformers = _library("transformers")
-    source = _saved(path, "transformers", meta)
+    source = _saved(path, "transformers", weights)
     with _building(f"transformers/{path}", meta):
         config = transformers.AutoConfig.from_pretrained(source, local_files_only=True)
         # The class that the checkpoint was saved from, so that a head in it is loaded, too.
         architectures = getattr(config, "architectures", None) or ()
         cls = next((getattr(transformers, name) for name in architectures if hasattr(transformers, name)), None)
-        if not meta:
+        if weights:
             return _module((cls or transformers.AutoModel).from_pretrained(source, local_files_only=True))
         return _module(cls(config) if cls else transformers.AutoModel.from_config(config))
 
 
-def _from_diffusers(path: str, meta: bool) -> nn.Module:
+def _from_diffusers(path: str, weights: bool, meta: bool) -> nn.Module:
     diffusers = _library("diffusers")
-    source = _saved(path, "diffusers", meta)
+    source = _saved(path, "diffusers", weights)
     with _building(f"diffusers/{path}", meta):
         config = json.loads((source / _CONFIG if source.is_dir() else source).read_text("utf-8"))
         cls = getattr(diffusers, config["_class_name"])
-        return _module(cls.from_config(config) if meta else cls.from_pretrained(source, local_files_only=True))
+        return _module(cls.from_pretrained(source, local_files_only=True) if weights else cls.from_config(config))
 
 
-def _from_package(name: str, meta: bool) -> nn.Module:
+def _from_package(name: str, weights: bool, meta: bool) -> nn.Module:
     path = folder(name)
     saved_by_diffusers = "_class_name" in json.loads((path / _CONFIG).read_text("utf-8"))
-    return (_from_diffusers if saved_by_diffusers else _from_transformers)(str(path), meta)
+    return (_from_diffusers if saved_by_diffusers else _from_transformers)(str(path), weights, meta)
 
 
-_LOADERS: dict[str, Callable[[str, bool], nn.Module]] = {
+_LOADERS: dict[str, Callable[[str, bool, bool], nn.Module]] = {
     "timm": _from_timm,
     "transformers": _from_transformers,
     "diffusers": _from_diffusers,
@@ -164,8 +169,8 @@ def _building(name: str, meta: bool) -> Iterator[None]:
         ) from error
 
 
-def _saved(path: str, library: str, meta: bool) -> Path:
-    """The folder (or, on the meta device, the configuration file) at `path`, looked at before the library guesses."""
+def _saved(path: str, library: str, weights: bool) -> Path:
+    """The folder (or, without weights, the configuration file) at `path`, looked at before the library guesses."""
     place = Path(path).expanduser()
     if not place.exists():
         beside = [found.name for found in place.parent.iterdir()] if place.parent.is_dir() else []
@@ -174,7 +179,7 @@ def _saved(path: str, library: str, meta: bool) -> Path:
             found=f"nearest beside it: {_listed(nearest(place.name, beside))}",
             fix="give the path of a saved model's folder; nothing is downloaded",
         )
-    if place.is_file() and not meta:
+    if place.is_file() and weights:
         raise FxtuneError(
             f"{path!r} is a configuration without weights",
             fix="give the folder that holds the weights, too, or build the model in Python",

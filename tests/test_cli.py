@@ -56,7 +56,9 @@ finally:
 """
 
 
-@pytest.mark.parametrize("args", [["--help"], ["rules"], ["schema"], ["inspect", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["rules"], ["schema"], ["inspect", "--help"], ["verify", "--help"], ["--version"]]
+)
 def test_what_needs_no_torch_imports_none(args: list[str]) -> None:
     result = in_a_process(*args, code=WITHOUT_TORCH)
     assert (result.status, result.err) == (0, "") and result.out
@@ -128,7 +130,9 @@ def test_an_error_is_a_panel_on_a_terminal(run: Callable[..., Result], monkeypat
     assert result.status == 1 and "╭" in result.err and "FxtuneError" in result.err and "module:factory" in result.err
 
 
-@pytest.mark.parametrize("args", [["inspect"], ["inspekt", "x"], ["inspect", "timm/x", "--num-classes", "0"], []])
+@pytest.mark.parametrize(
+    "args", [["inspect"], ["inspekt", "x"], ["verify", "timm/x"], ["inspect", "timm/x", "--num-classes", "0"], []]
+)
 def test_wrong_usage_is_status_2(args: list[str], run: Callable[..., Result]) -> None:
     result = run(*args)
     assert result.status == 2 and "Traceback" not in result.err

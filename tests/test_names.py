@@ -40,6 +40,8 @@ def test_a_saved_folder(library: str, small: str, tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "config.json"):
         described = names.resolve(f"{library}/{path}", meta=True)
         assert type(described) is type(model) and all_on(described, "meta")
+        drawn = names.resolve(f"{library}/{path}", weights=False)
+        assert type(drawn) is type(model) and all_on(drawn, "cpu") and not same_weights(drawn, model)
     with pytest.raises(FxtuneError, match="without weights"):
         names.resolve(f"{library}/{tmp_path / 'config.json'}")
 
@@ -94,3 +96,8 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     with pytest.raises(FxtuneError, match="needs timm") as raised:
         names.resolve("timm/resnet18")
     assert "fxtune[timm]" in str(raised.value.fix)
+
+
+def test_a_timm_model_without_its_weights_is_not_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *_, **__: pytest.fail("asked for weights"))
+    assert all_on(names.resolve("timm/test_vit", weights=False), "cpu")

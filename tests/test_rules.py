@@ -15,6 +15,7 @@ from fxtune.resources import rules_dir
 from fxtune.rules import Where
 
 SHIPPED = {path.stem for path in rules_dir().glob("*.yaml")}
+TUNERS = ("adapter", "prefix", "prompt")
 MANY = 60  # blocks of the reference; numbers drawn are below it
 
 
@@ -120,6 +121,8 @@ BROKEN = [
     ("rules: [{at: mha, insert: {res_adapter: ^3}}]", "expected a mapping"),
     ("rules: [{at: mha, insert: ^Res-Adapter}]", "expected pattern"),
     ("rules: [{at: ^'', insert: res_adapter}]", "at least 1 character"),
+    ("rules: [{at: mha, on: ^[], insert: a}]", "at least 1 item"),
+    ("rules: [{at: mha, on: ^3, insert: a}]", "a valid list"),
     ("rules: [{at: mha, insert: a, reads: ^inputs}]", "expected 'input' or 'output'"),
     ("rules: [{at: mha, insert: a, expect: ^all}]", "'every block'"),
     ("rules: [{at: mha, insert: a, expect: ^0}]", "greater than or equal to 1"),
@@ -197,6 +200,17 @@ def test_a_rule_set_from_a_file_a_dict_and_a_list(tmp_path, monkeypatch):
     assert (shipped.name, shipped.origin) == ("tri_res", "shipped")
 
 
+def test_operations_of_a_unit_are_a_list_or_words():
+    one, other = (
+        rules.load({"rules": [{"at": "mha", "on": on, "insert": "lora"}]})[0].rules[0]
+        for on in (["q_proj", "v_proj"], "q_proj v_proj")
+    )
+    assert one == other
+    assert (one.on, one.target) == (["q_proj", "v_proj"], "mha.q_proj, v_proj")
+    (whole,) = rules.load({"rules": [{"at": "mha", "insert": "lora"}]})[0].rules
+    assert (whole.on, whole.target) == ([], "mha")
+
+
 def test_a_dict_may_say_little():
     (rule_set,) = rules.load({})
     assert (rule_set.train, rule_set.rules) == (("tuners", "head if any"), ())
@@ -223,32 +237,41 @@ def test_a_missing_file_is_named():
         rules.load("no_such.yaml")
 
 
-def test_shipped_rule_sets():
+PUBLISHED = {  # methods in their original placement: the sites of their rules
+    "adapter": ["ffn"],
+    "adapter_houlsby": ["mha", "ffn"],
+    "bitfit": ["biased"],
+    "lora": ["mha.q_proj, k_proj, v_proj"],
+    "prefix": ["mha"],
+    "prompt": ["mha"],
+    "vpt_deep": ["block"],
+    "vpt_shallow": ["block"],
+}
+
+
+TABLE_2 = {
+    **{f"single_{tuner}_{op}": [(op, tuner)] for tuner in TUNERS for op in ("mha", "ffn", "block")},
+    **{f"dual_{first}_{second}": [("mha", first), ("ffn", second)] for first in TUNERS for second in TUNERS},
+    "dual_res": [("mha", "adapter"), ("ffn", "adapter")],
+    "tri_res": [("mha", "adapter"), ("ffn", "adapter"), ("block", "adapter")],
+    "tri_res_prefix": [("mha", "adapter"), ("ffn", "adapter"), ("block", "prefix")],
+    "tri_res_prompt": [("mha", "adapter"), ("ffn", "adapter"), ("block", "prompt")],
+}
+"""Every cell of the paper's Table 2: which tuner goes where."""
+del TABLE_2["dual_adapter_adapter"]  # it is dual_res
+
+
+def test_every_cell_of_table_2_is_a_rule_set():
     found = {rule_set.name: rule_set for rule_set in rules.shipped()}
-    single = {f"single_{tuner}_{op}" for tuner in ("adapter", "prefix", "prompt") for op in ("mha", "ffn", "block")}
-    assert set(found) == SHIPPED
-    assert set(found) == single - {"single_prefix_mha", "single_prompt_mha"} | {
-        "dual_res",
-        "dual_adapter_prefix",
-        "dual_adapter_prompt",
-        "tri_res",
-        "tri_res_prefix",
-        "tri_res_prompt",
-    }
-    for name, rule_set in found.items():
-        assert rule_set.train == ("tuners", "head if any")
-        assert "Res-Tuning" in rule_set.about
-        assert len(rule_set.rules) == {"single": 1, "dual": 2, "tri": 3}[name.partition("_")[0]]
-        assert [rule.at for rule in rule_set.rules] in (
-            ["mha"],
-            ["ffn"],
-            ["block"],
-            ["mha", "ffn"],
-            ["mha", "ffn", "block"],
-        )
-        if name.startswith("single"):
-            (rule,) = rule_set.rules
-            assert name == f"single_{rule.tuner.removeprefix('res_')}_{rule.at}"
+    assert len(TABLE_2) == 9 + 9 + 3
+    assert set(found) == SHIPPED == {*TABLE_2, *PUBLISHED}
+    for name, cells in TABLE_2.items():
+        assert [(rule.at, rule.tuner) for rule in found[name].rules] == [(at, f"res_{tuner}") for at, tuner in cells]
+        assert all(rule.settings.get("tokens", rule.settings.get("dim")) == 10 for rule in found[name].rules)
+        assert "Res-Tuning" in found[name].about
+    assert all(rule_set.train == ("tuners", "head if any") and rule_set.about for rule_set in found.values())
+    for name, targets in PUBLISHED.items():
+        assert [rule.target for rule in found[name].rules] == targets
 
 
 def test_the_schema_describes_every_key():

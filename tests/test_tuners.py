@@ -259,7 +259,7 @@ def test_settings_are_the_keyword_parameters():
         ("res_adapter", {"scale": "chanel"}, "'none', 'scalar', 'channel' or 'gate'"),
         ("res_prompt", {"init": "zero"}, "`scale: scalar`"),
         ("res_adaptor", {}, "the closest names are res_adapter"),
-        ("unheard_of", {}, "the tuners are res_adapter, res_prefix, res_prompt"),
+        ("unheard_of", {}, "the tuners are bitfit, lora, res_adapter, res_prefix, res_prompt"),
     ],
 )
 def test_bad_settings_are_refused(name, settings, complaint):
@@ -319,12 +319,29 @@ def test_bad_overrides_are_refused(name, override, complaint):
     assert complaint in str(error.value)
 
 
+IN_A_SOFTMAX = {"kv_heads": 2, "head_dim": 4, "width_in": 12}
+
+
+def test_in_a_softmax_a_prefix_is_as_wide_as_the_keys_and_a_prompt_as_what_it_joins():
+    place = Placement(16, 4, "mha", **IN_A_SOFTMAX)
+    prefix, prompt = (tuners.build(name, {"tokens": 3}, place) for name in ("res_prefix", "res_prompt"))
+    assert {name: tuple(p.shape) for name, p in prefix.named_parameters()} == {"keys": (3, 8), "values": (3, 8)}
+    assert {name: tuple(p.shape) for name, p in prompt.named_parameters()} == {"prompts": (3, 12)}
+    assert all(p.abs().min() > 0 for p in (*prefix.parameters(), *prompt.parameters()))
+
+
+def test_in_a_softmax_zeros_are_no_start_and_a_scale_is_one():
+    place = Placement(16, 4, "mha", **IN_A_SOFTMAX)
+    for name in ("res_prefix", "res_prompt"):
+        with pytest.raises(RuleError, match="scale: scalar"):
+            tuners.build(name, {"init": "zero"}, place)
+        assert tuners.build(name, {"scale": "scalar"}, place).scale.weight.item() == 0
+    assert tuners.build("res_prefix", {"scale": "scalar"}, Placement(8, 2, "ffn")).scale.weight.item() == 1
+
+
 @pytest.mark.parametrize("name", ["res_prefix", "res_prompt"])
-def test_prefix_and_prompt_wait_for_their_form_on_attention(name):
-    assert "softmax" in tuners.refusal(name, "mha")
-    assert tuners.refusal(name, "ffn") is tuners.refusal("res_adapter", "mha") is None
-    with pytest.raises(RuleError, match="does not go on 'mha'"):
-        tuners.build(name, {}, Placement(8, 2, "mha"))
+def test_beside_an_operation_the_width_divides_into_the_heads(name):
+    assert tuners.refusal(name, "ffn") is tuners.refusal(name, "mha") is None
     with pytest.raises(RuleError, match="width 8 and 3 heads"):
         tuners.build(name, {}, Placement(8, 3, "ffn"))
 
@@ -408,6 +425,7 @@ def takes_condition(self, place, *, blocks: int = 3): ...
         ("mine", module_class(takes_tensor), "a setting that YAML cannot say"),
         ("mine", module_class(takes_condition), "chooses sites"),
         ("mine", module_class(takes_place, refuses=["mha"]), "kind of site to reason"),
+        ("mine", module_class(takes_place, maps_widths="yes"), "place.width_in"),
     ],
 )
 def test_what_is_no_tuner_is_refused(name, cls, complaint):

@@ -85,7 +85,9 @@ def _kv_heads(view: View, names: dict[str, Bound], heads: int, head_dim: int) ->
     width = int(view.width(names["k_proj"].node) or heads * head_dim)
     nodes = [names[f"{part}_proj"].node for part in "qkv"]
     if nodes[1] == nodes[0]:
-        return (width // head_dim - heads) // 2
+        fused = (width // head_dim - heads) // 2
+        # One that holds channels of the FFN too does not tell.
+        return fused if fused and heads % fused == 0 else int(view.values[names["o.k"].value].shape[1])
     return width // head_dim // (2 if nodes[1] == nodes[2] else 1)
 
 

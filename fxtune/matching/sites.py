@@ -9,6 +9,7 @@ from functools import cached_property
 
 from fxtune.matching.attention import read_attention
 from fxtune.matching.edges import Edges
+from fxtune.matching.ends import Ends
 from fxtune.matching.matcher import Matcher, Miss, Solution
 from fxtune.matching.operation import is_operation, only_operation, read_operation
 from fxtune.matching.site import Attention, NearMiss, Site
@@ -43,7 +44,7 @@ class Sites:
     def __init__(self, view: View, library: Library) -> None:
         self.view, self.library = view, library
         self._matcher = Matcher(view, library)
-        self._edges = Edges(view)
+        self._edges, self._ends = Edges(view), Ends(view)
         self._found: dict[str, tuple[list[Match], list[NearMiss]]] = {}
         self._sites: dict[tuple[str, ...], list[Site]] = {}
 
@@ -86,12 +87,13 @@ class Sites:
             for node in self._candidates(roots):
                 if node in claimed:
                     continue
-                solutions, miss = self._matcher.match(pattern, node)
-                if solutions:
-                    found.append(Match(node, solutions[0]))
-                    claimed |= solutions[0].nodes
-                elif miss is not None and miss.score >= NEAR:
-                    misses[node] = miss
+                ways = self._matcher.match(pattern, node)
+                solution = next(iter(ways), None)
+                if solution is not None:
+                    found.append(Match(node, solution))
+                    claimed |= solution.nodes
+                elif ways.miss is not None and ways.miss.score >= NEAR:
+                    misses[node] = ways.miss
             self._found[kind] = (found[::-1], self._nearest(kind, misses, claimed))
         return self._found[kind]
 
@@ -159,7 +161,7 @@ class Sites:
     def _operation(self, kind: str, node: int, match: Match, reads: int) -> Site:
         """The site of one operation in a match; `reads` is the value that it is given."""
         path = self.view.values[node].module
-        taken, gives = self._edges.operation(node, reads, path)
+        taken, gives = self._ends.of(node, reads, path)
         block = self._block_of.get(node)
         whole = read_attention(self.view, match.solution)
         return Site(

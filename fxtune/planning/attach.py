@@ -52,10 +52,11 @@ class Attachments:
             return self._beside(rule, site)
         if in_softmax and offers(rule.tuner, "attend_original"):
             return self._in_softmax(rule, site, "attend_original", where)
-        if site.operation is not None and offers(rule.tuner, "in_weights"):
-            return self._in_weights(rule, site)
         if rule.reads == "output" and offers(rule.tuner, "in_sequence"):
             return self._after(rule, site)
+        reads_as_operation = rule.reads == "input" or not maps_widths(rule.tuner)
+        if site.operation is not None and reads_as_operation and offers(rule.tuner, "in_weights"):
+            return self._in_weights(rule, site)
         raise _no_original(rule, where)
 
     def through(self, rule: Rule, run: Sequence[Site], where: str) -> Attachment:
@@ -158,8 +159,8 @@ def _no_original(rule: Rule, where: str) -> RuleError:
         found = f"{rule.tuner} has one where it reads the output, behind the operation; this rule reads the input"
         fix = f"write `reads: output` in the rule, or {fix}"
     elif offers(rule.tuner, "in_weights"):
-        found = f"{rule.tuner} has one at single operations with weights, not at a whole {rule.at}"
-        fix = f"name operations of the unit with `on:`, or {fix}"
+        found = f"{rule.tuner} has one at single operations with weights, whose input it reads"
+        fix = f"name operations of the unit with `on:` and leave `reads:` out, or {fix}"
     elif offers(rule.tuner, "attend_original"):
         found = f"{rule.tuner} has one at an attention only, not at {rule.target}"
         fix = f"write `at: mha` in the rule, or {fix}"

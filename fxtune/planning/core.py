@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import fx
 
 from fxtune.errors import PlanError
 from fxtune.matching import Attention, Site
 from fxtune.planning.edits import Bias, Core
 from fxtune.planning.place import Places
-from fxtune.view import Tap, View
+from fxtune.view import Tap, Use, View, example_size
 from fxtune.view import Value as Computed
+from fxtune.vocabulary import RESHAPING
 
 _KNOWN = (
     "additive, boolean, padding and causal masks, cross-attention, grouped-query heads, relative bias, rotary "
@@ -70,20 +72,37 @@ class _Reader:
     def _steps(self, weights: int, product: int, region: str) -> tuple[float, tuple[Bias, ...]]:
         """What happens to the logits between the product and the softmax: factors and sums, read backwards."""
         scale, biases = 1.0, []
-        at = self.view.uses(weights)[0].source
+        at = self._in_order(self.view.uses(weights)[0])
         while at != product:
             step = self.view.values[at]
             uses = self.view.uses(at)
             if self.view.op(at) == "scale" and (factor := self.view.attrs(at)["factor"]) is not None:
                 scale *= factor
-                at = uses[0].source
+                at = self._in_order(uses[0])
             elif self.view.op(at) == "add" and len(uses) == 2 and "alpha" not in self.view.attrs(at):
                 through, bias = uses if self._leads(uses[0].source, product) else (uses[1], uses[0])
-                biases.append(Bias(self._tap(self.view.values[bias.value], region), scale))
-                at = through.source
+                groups = self._groups(step, self.view.values[product])
+                biases.append(Bias(self._tap(self.view.values[bias.value], region), scale, groups))
+                at = self._in_order(through)
             else:
                 raise self._refused(f"changes its logits by `{step.op}`", step)
         return scale, tuple(biases)
+
+    def _in_order(self, use: Use) -> int:
+        """The source of an operand whose numbers are in the order in which they were computed."""
+        for value in (self.view.values[id] for id in use.run):
+            if self.view.quiet.get(value.id) == "layout" and value.op not in RESHAPING | {"contiguous"}:
+                raise self._refused(f"rearranges its logits by `{value.op}`", value)
+        return use.source
+
+    def _groups(self, total: Computed, product: Computed) -> int | None:
+        """Into how many samples each group is parted where a bias is added to the logits."""
+        axes = len(total.shape)
+        groups = total.shape[1] if axes == 5 else None
+        alike = [example_size(size) for size in total.shape[-3:]] == [example_size(size) for size in product.shape[-3:]]
+        if axes not in (4, 5) or not alike or not isinstance(groups, int | None):
+            raise self._refused("adds a bias to logits that are not batch x heads x queries x keys", total)
+        return groups
 
     def _leads(self, node: int, product: int) -> bool:
         """Whether the logits run through this operand of a sum: every step has them as one of its operands."""
@@ -119,9 +138,13 @@ class _Reader:
     def _check_unread(self, weights: int) -> None:
         """With the core gone there are no weights for anybody else to read."""
         for id in (weights, *self._between(weights)):
-            readers = self.view.readers.get(id, [])
+            readers = [reader for reader in self.view.readers.get(id, []) if self._computes(reader)]
             if len(readers) > 1 or id in self.view.returned:
                 raise self._refused("gives its weights to somebody else", self.view.values[readers[-1]])
+
+    def _computes(self, id: int) -> bool:
+        """Whether a value is numbers, not a size or a dtype."""
+        return isinstance(self.view.values[id].val, torch.Tensor)
 
     def _tap(self, value: Computed, region: str) -> str:
         for tap in value.taps:

@@ -79,10 +79,18 @@ class InWeights:
 
 @dataclass(frozen=True)
 class Bias:
-    """What is added to attention logits: an fx node, and the factor that it is multiplied with."""
+    """What is added to attention logits.
+
+    Attributes:
+        node: fx node.
+        factor: what it is multiplied with.
+        groups: G where the model adds it to logits whose samples it has parted, B/G x G x H x N x S (windows of an
+            image, say); else None.
+    """
 
     node: str
     factor: float = 1.0
+    groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -155,6 +163,8 @@ class Bypass:
         axis: their token axis.
         readers: fx nodes that read the entry without rows.
         inside: ids of the values from behind the entry to the exit.
+        first: id of the entry.
+        last: id of the exit.
     """
 
     region: str
@@ -163,6 +173,18 @@ class Bypass:
     axis: int
     readers: tuple[str, ...]
     inside: frozenset[int]
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Aside:
+    """Readers of a value with rows at the end of `axis` that are to read it without."""
+
+    region: str
+    node: str
+    axis: int
+    readers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -187,6 +209,7 @@ class Prompted:
         query_rows: whether the queries have the rows too (not in cross-attention, where the context has them).
         resized: what must fit more tokens.
         bypasses: what they go around.
+        asides: who reads what they are in, off their way.
         cut: where they leave, None where that is the core.
         stays: whether they go through attentions in regions that the tuner itself is not in.
     """
@@ -196,6 +219,7 @@ class Prompted:
     query_rows: bool
     resized: tuple[Resize, ...]
     bypasses: tuple[Bypass, ...]
+    asides: tuple[Aside, ...]
     cut: Cut | None
     stays: bool = False
 

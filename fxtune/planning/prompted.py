@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fxtune.errors import PlanError
 from fxtune.matching import Attention, Site, Sites
+from fxtune.planning.asides import find_asides
 from fxtune.planning.core import core_edit
-from fxtune.planning.edits import Core, Cut, Prompted
+from fxtune.planning.edits import Aside, Core, Cut, Join, Prompted, Resize
 from fxtune.planning.joining import find_join
 from fxtune.planning.place import Places
 from fxtune.planning.rows import Way, way
-from fxtune.view import View
+from fxtune.view import Tap, View
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def prompts_at(sites: Sites, places: Places, site: Site, method: str) -> Prompts
         found = planner.way(start, [attention.q, attention.k, attention.v], {})
     else:
         found = planner.way(start, [attention.q, attention.k, attention.v, planner.end], planner.cores())
+        planner.check_further(found)
     region, core = planner.core(planner.inner[0], method)
     return planner.prompts(region, start, found, ((region, core),), cut=planner.end in found.values)
 
@@ -106,7 +108,16 @@ class _Planner:
         found = way(self.view, start, ends, cores, self._unit)
         if self.attention.k not in found.values:
             raise self.refused("it does not lead to an attention")
+        if found.axes.get(self.attention.k) == 0:
+            raise self.refused("it is tokens x batch x channels: the attention's batch axis comes from its second")
         return found
+
+    def check_further(self, found: Way) -> None:
+        """Through a second attention of the unit rows go as queries alone, and only where no mask counts queries."""
+        for site, inner in zip(self.inner[1:], self.attentions[1:], strict=True):
+            if inner.core in found.values and (inner.k in found.values or inner.mask is not None):
+                what = "reads the rows, too" if inner.k in found.values else "has a mask made for the tokens alone"
+                raise self.refused(f"on their way to its end the attention at `{site.path}` {what}")
 
     def prompts(
         self, region: str | None, start: int, found: Way, cores: tuple[tuple[str, Core], ...], *, cut: bool
@@ -116,13 +127,22 @@ class _Planner:
             join=join,
             cores=cores,
             query_rows=self.attention.q in found.values,
-            resized=tuple(found.resized),
+            resized=tuple(resize for resize in found.resized if self._written_down(resize)),
             bypasses=tuple(found.bypasses),
+            asides=tuple(self._asides(found, join, end=self.end if cut else None)),
             cut=self._cut(found) if cut else None,
             stays=region is None,
         )
         home = join.region if region is None else region
         return Prompts(home, edit, self.attention, int(self.view.values[start].shape[-1]))
+
+    def _written_down(self, resize: Resize) -> bool:
+        """Whether the graph holds the sizes; a module that is kept whole reads them from what it is given."""
+        return self.places.node(Tap(resize.region, resize.node)).op == "call_function"
+
+    def _asides(self, found: Way, join: Join, end: int | None) -> Iterator[Aside]:
+        cores = [attention.core for attention in self.attentions]
+        return find_asides(self.view, self.places, found, join, cores, end, self.refused)
 
     def _cut(self, found: Way) -> Cut:
         taps = [tap for tap in self.view.values[self.end].taps if self.places.node(tap).op != "placeholder"]

@@ -7,7 +7,7 @@ axis (or part of an axis) along which the numbers differ is where the tokens are
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,39 +72,30 @@ class _Walk:
         if self.tokens < 2:
             raise self._refused("has one token in the example, which can't be told from the other sizes", self.start)
         found = Way(sorted(self.graph))
-        self.labels[self.start] = self._first()
-        lost: set[int] = set()
-        around: dict[int, tuple[int, int]] = {}
-        for id in found.values[1:]:
-            if any(other in lost for other in self.graph.predecessors(id)):
-                lost.add(id)
-            else:
-                try:
-                    self.labels[id] = self._label(id, found)
-                except Lost:
-                    lost.add(id)
-                    around[id] = (id, id)
-            if id in lost and (entry := self._joins_again(id, set(around))) is not None:
-                found.bypasses.append(self._bypass(entry, id))
-                self.labels[id] = self.labels[entry]
-                lost -= set(nx.ancestors(self.graph, id)) | {id}
-                around = {k: v for k, v in around.items() if k in lost}
-        if lost:
-            first = min(around or lost)
-            raise self._refused("treats tokens by their position", first)
-        self._check_readers(found)
-        inside = {id for bypass in found.bypasses for id in bypass.inside}
-        found.resized = [resize for resize in found.resized if resize.value not in inside]
+        while by_position := self._follow(found):
+            found.bypasses.append(self._around(by_position))
         found.axes = {id: axis for id in found.values if (axis := self._axis(self.labels.get(id))) is not None}
         return found
 
-    def _check_readers(self, found: Way) -> None:
-        """What is not on the way must not see the rows."""
-        stays = {*self.ends, *(end for core, q in self.cores.items() for end in (core, q)), self.start}
-        for id in found.values:
-            for reader in self.view.readers.get(id, []) if id not in stays else ():
-                if reader not in self.graph and _tensors(self.view.values[reader].val):
-                    raise self._refused(f"is read by {self.view.values[reader].place()}, too, without rows", id)
+    def _follow(self, found: Way) -> set[int]:
+        """Numbers the tokens of every value; gives the operations that treat them by position.
+
+        What is computed from those has no numbers, except behind a bypass.
+        """
+        found.resized = []
+        self.labels = {self.start: self._first()}
+        inside = {id for bypass in found.bypasses for id in bypass.inside}
+        behind = {bypass.last: bypass.first for bypass in found.bypasses}
+        by_position: set[int] = set()
+        for id in found.values[1:]:
+            if id in behind:
+                self.labels[id] = self.labels[behind[id]]
+            elif id not in inside and all(other in self.labels for other in self.graph.predecessors(id)):
+                try:
+                    self.labels[id] = self._label(id, found)
+                except Lost:
+                    by_position.add(id)
+        return by_position
 
     # ---- the values on the way ---------------------------------------------------------------------------------------
 
@@ -115,7 +106,7 @@ class _Walk:
         last = max(self.ends)
         for value in self.view.values[self.start + 1 : last + 1]:
             operands = [self.cores[value.id]] if value.id in self.cores else [v.id for v in value.inputs()]
-            if not _tensors(value.val):
+            if not _tensors(value.val) or value.op in FRESH:
                 continue
             for operand in operands:
                 if operand in graph:
@@ -125,49 +116,45 @@ class _Walk:
             wanted |= nx.ancestors(graph, end)
         return nx.DiGraph(graph.subgraph(wanted | {self.start}))
 
-    def _joins_again(self, id: int, lost: set[int]) -> int | None:
-        """If every way from a lost operation to the ends runs through `id`: the value from which all of them part."""
-        if self.view.values[id].val is None or any(end not in self._behind(id) for end in self._ends_of(lost)):
-            return None
-        if not all(self._only_through(other, id) for other in lost):
-            return None
-        before = nx.immediate_dominators(self.graph, self.start)
-        entry = id
-        while entry in lost or any(not self._dominates(entry, other, before) for other in lost):
-            entry = before[entry]
-        if entry == id or entry not in self.labels or _sizes(self.view.values[entry]) != _sizes(self.view.values[id]):
-            return None
-        return entry
+    def _around(self, by_position: set[int]) -> Bypass:
+        """The way around all operations that treat tokens by position before the first attention, or end, behind them.
 
-    def _ends_of(self, lost: set[int]) -> set[int]:
-        return {end for end in self.ends if end in self.graph and any(end in self._behind(other) for other in lost)}
+        A rotary embedding is several such operations, whose results meet: rows that went around each of them alone
+        would be summed with themselves.
+        """
+        for target in sorted({*self.ends, *self.cores.values()} & set(self.graph)):
+            leading: Any = self.graph.subgraph({target, *nx.ancestors(self.graph, target)})
+            ops = by_position & set(leading)
+            if not ops:
+                continue
+            entry = _meeting(_dominators(leading, self.start), ops)
+            exit = _meeting(_dominators(leading.reverse(), target), ops, itself=True)
+            inside = (set(nx.descendants(leading, entry)) & set(nx.ancestors(leading, exit))) | {exit}
+            axis = self._axis(self.labels.get(entry))
+            same = _sizes(self.view.values[entry]) == _sizes(self.view.values[exit])
+            if axis is None or not same or inside & set(self.cores):
+                break
+            return self._bypass(entry, exit, axis, inside)
+        raise self._refused("treats tokens by their position", min(by_position))
 
-    def _behind(self, id: int) -> set[int]:
-        return set(nx.descendants(self.graph, id)) | {id}
-
-    def _only_through(self, other: int, id: int) -> bool:
-        if other == id:
-            return True
-        without = self.graph.subgraph(set(self.graph) - {id})
-        reached = set(nx.descendants(without, other)) | {other}
-        return id in self._behind(other) and not reached & set(self.ends)
-
-    @staticmethod
-    def _dominates(entry: int, other: int, before: dict[int, int]) -> bool:
-        while other != entry and before.get(other, other) != other:
-            other = before[other]
-        return other == entry
-
-    def _bypass(self, entry: int, exit: int) -> Bypass:
-        axis = self._axis(self.labels[entry])
-        if axis is None:
-            raise self._refused("treats tokens by their position, where they share an axis with others", exit)
-        inside = self._behind(entry) & (set(nx.ancestors(self.graph, exit)) | {exit}) - {entry}
-        taps = [self._tap(entry), self._tap(exit)]
-        if taps[0].region != taps[1].region:
+    def _bypass(self, entry: int, exit: int, axis: int, inside: set[int]) -> Bypass:
+        for value in (self.view.values[id] for id in inside):
+            if value.op in MAPS:
+                raise self._refused("treats tokens by their position, with weights", value.id)
+        first, last = self._tap(entry), self._tap(exit)
+        if first.region != last.region:
             raise self._refused("treats tokens by their position in more than one module", exit)
-        readers = tuple(sorted(self._tap(reader).node for reader in self.graph.successors(entry) if reader in inside))
-        return Bypass(taps[0].region, taps[0].node, taps[1].node, axis, readers, frozenset(inside))
+        readers = {self._tap(reader).node for reader in self.graph.successors(entry) if reader in inside}
+        return Bypass(
+            region=first.region,
+            entry=first.node,
+            exit=last.node,
+            axis=axis,
+            readers=tuple(sorted(readers)),
+            inside=frozenset(inside),
+            first=entry,
+            last=exit,
+        )
 
     # ---- token numbers -----------------------------------------------------------------------------------------------
 
@@ -195,7 +182,8 @@ class _Walk:
         if any(_tensors(v.val) and v.id not in self.labels for v in value.inputs()):
             raise Lost  # something that has its own tokens is put beside them
         args, kwargs = fx.node.map_aggregate((value.args, value.kwargs), self._plain)
-        moved = value.target(*args, **kwargs)
+        # Token numbers need not lie in memory as the values do.
+        moved = args[0].reshape(args[1]) if value.op in ("view", "_unsafe_view") else value.target(*args, **kwargs)
         self._check_order(moved)
         if value.op in SIZED:
             self._resize(value, moved, found)
@@ -213,8 +201,8 @@ class _Walk:
             for item in moved:
                 self._check_order(item)
             return
-        if (places := _varying(moved)) != [] and len(places) == 1:
-            numbers = moved.movedim(places[0], 0).flatten(1)[:, 0].tolist()
+        if len(places := _varying(moved)) == 1:
+            numbers = _compact(moved).movedim(places[0], 0).flatten(1)[:, 0].tolist()
             if list(dict.fromkeys(numbers)) == list(range(self.tokens)):
                 return
         raise Lost
@@ -233,12 +221,14 @@ class _Walk:
         """A mean or a norm over channels."""
         schema = value.target._schema
         given = dict(zip([a.name for a in schema.arguments], value.args, strict=False)) | value.kwargs
-        labels, dims = self._only(value), given.get("dim")
+        labels: Tensor = self._only(value)
+        dims = given.get("dim")
         dims = [dims] if isinstance(dims, int) else list(dims or range(labels.dim()))
         if {dim % labels.dim() for dim in dims} & set(_varying(labels)):
             raise self._refused(f"mixes tokens by `{value.op}`", value.id)
-        reduced: Tensor = labels.amax(dims, keepdim=bool(given.get("keepdim", False)))
-        return reduced
+        for dim in sorted((dim % labels.dim() for dim in dims), reverse=True):
+            labels = labels.narrow(dim, 0, 1) if given.get("keepdim", False) else labels.select(dim, 0)
+        return labels
 
     def _alone(self, value: Value) -> Tensor:
         """Operations on each number alone, or over channels; what they read beside the tokens has no tokens itself."""
@@ -247,7 +237,7 @@ class _Walk:
         for other in value.inputs():
             if isinstance(other.val, Tensor) and other.id not in self.labels and self._by_position(other, parts[0]):
                 raise Lost
-        if any(not torch.equal(part, parts[0]) for part in parts[1:]):
+        if any(_varying(part) != _varying(parts[0]) for part in parts[1:]):
             raise Lost
         if value.op in OVER_CHANNELS and parts[0].dim() - 1 in _varying(parts[0]):
             raise self._refused(f"mixes tokens by `{value.op}`", value.id)
@@ -280,6 +270,23 @@ class _Walk:
         )
 
 
+def _dominators(graph: Any, start: int) -> dict[int, int]:
+    found: dict[int, int] = nx.immediate_dominators(graph, start)
+    return found
+
+
+def _meeting(dominators: Mapping[int, int], ops: set[int], *, itself: bool = False) -> int:
+    """The nearest value through which every way to all of `ops` runs; with `itself` it may be one of them."""
+    chains = []
+    for op in ops:
+        chain = [op]
+        while dominators.get(chain[-1], chain[-1]) not in (chain[-1], None):
+            chain.append(dominators[chain[-1]])
+        chains.append(chain)
+    first, *others = chains
+    return next(value for value in first if all(value in chain for chain in others) and (itself or value not in ops))
+
+
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
@@ -289,6 +296,9 @@ MAPS = _names("linear addmm mm matmul")
 
 REDUCES = _names("mean sum linalg_vector_norm")
 """What makes one number of several."""
+
+FRESH = _names("new_empty new_zeros new_ones new_full")
+"""What makes a tensor of its own sizes, and takes no more than the dtype of what it reads."""
 
 OVER_CHANNELS = _names("layer_norm native_layer_norm rms_norm _fused_rms_norm")
 """What computes a token's channels from one another."""
@@ -311,7 +321,18 @@ def _channels(labels: Tensor, value: Value) -> Tensor:
 
 
 def _varying(labels: Tensor) -> list[int]:
-    return [axis for axis in range(labels.dim()) if bool((labels.amax(axis) != labels.amin(axis)).any())]
+    """The axes along which the numbers differ."""
+    labels = _compact(labels)
+    several = (axis for axis in range(labels.dim()) if labels.shape[axis] > 1)
+    return [axis for axis in several if bool((labels.amax(axis) != labels.amin(axis)).any())]
+
+
+def _compact(labels: Tensor) -> Tensor:
+    """The numbers once, where they are written once for a whole axis: most of them are, and sizes are a model's own."""
+    for axis in range(labels.dim()):
+        if labels.stride(axis) == 0:
+            labels = labels.narrow(axis, 0, 1)
+    return labels
 
 
 def _resized(sizes: list[Any], axis: int, value: Value) -> dict[int, int] | None:

@@ -6,7 +6,7 @@ from fxtune.errors import PlanError
 from fxtune.matching import Site
 from fxtune.planning.edits import InWeights
 from fxtune.planning.place import Places
-from fxtune.view import View
+from fxtune.view import Tap, View
 
 
 def in_weights_edit(view: View, places: Places, site: Site) -> InWeights:
@@ -16,10 +16,9 @@ def in_weights_edit(view: View, places: Places, site: Site) -> InWeights:
         PlanError: the operation has no weights of its own, or they belong to another module.
     """
     assert site.operation is not None
-    weights, value = site.operation.weights, view.values[site.operation.value]
-    if weights is None or not value.taps:
+    weights, tap = site.operation.weights, _visible(view, site.operation.value)
+    if weights is None:
         raise _refused(site, "its weights are computed, or shared out of a larger tensor")
-    tap = value.taps[0]
     node = places.node(tap)
     home = ".".join(part for part in (tap.region, str(node.target) if node.op == "call_module" else "") if part)
     names = []
@@ -28,6 +27,13 @@ def in_weights_edit(view: View, places: Places, site: Site) -> InWeights:
             raise _refused(site, f"`{name}` belongs to another module than `{home}`")
         names.append(name if name is None or not home else name.removeprefix(f"{home}."))
     return InWeights(tap.node, names[0], names[1], weights.layout)
+
+
+def _visible(view: View, id: int) -> Tap:
+    """Where an operation can be changed: itself, or the module that is kept whole around it."""
+    while not view.values[id].taps:
+        id = view.readers[id][0]
+    return view.values[id].taps[0]
 
 
 def _refused(site: Site, found: str) -> PlanError:

@@ -35,7 +35,7 @@ def _operands(edit: Core, core: fx.Node, growing: Growing) -> tuple[Any, Any, An
         return q, k, v, given.get("attn_mask"), bool(given.get("is_causal", False))
     q, transposed = growing.current(edit.product).args[:2]
     k = growing.before(core, torch.ops.aten.transpose.int, (transposed, -2, -1))
-    return q, k, core.args[1], _mask(edit, core, growing), False
+    return q, k, core.args[1], _mask(edit, core, q, growing), False
 
 
 def _call(core: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -49,12 +49,20 @@ def _call(core: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, kwargs
 
 
-def _mask(edit: Core, core: fx.Node, growing: Growing) -> fx.Node | None:
+def _mask(edit: Core, core: fx.Node, q: Any, growing: Growing) -> fx.Node | None:
     """The sum of all that is added to the logits."""
     total = None
     for bias in edit.biases:
         node = growing.current(bias.node)
+        if bias.groups is not None:
+            node = growing.before(core, for_each_sample, (node, q, bias.groups))
         if bias.factor != 1.0:
             node = growing.before(core, operator.mul, (node, bias.factor))
         total = node if total is None else growing.before(core, operator.add, (total, node))
     return total
+
+
+def for_each_sample(bias: torch.Tensor, q: torch.Tensor, groups: int) -> torch.Tensor:
+    """A bias of logits B/G x G x H x N x S as one of B x H x N x S."""
+    parted = bias[(None,) * (5 - bias.dim())]
+    return parted.expand(q.shape[0] // groups, groups, *parted.shape[2:]).flatten(0, 1)

@@ -111,5 +111,21 @@ class Growing:
         operands = list(node.all_input_nodes)
         self.graph.erase_node(node)
         for operand in operands:
-            if not operand.is_impure():
+            if not operand.is_impure() or _overwrites_its_own(operand):
                 self.drop(operand)
+
+
+def _overwrites_its_own(node: fx.Node) -> bool:
+    """Whether an in-place operator changes nothing but a value that nobody else can read."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    given = zip(node.target._schema.arguments, node.args, strict=False)
+    written = [value for argument, value in given if argument.alias_info and argument.alias_info.is_write]
+    return bool(written) and all(isinstance(value, fx.Node) and _alone(value) for value in written)
+
+
+def _alone(value: fx.Node) -> bool:
+    """Whether a value has one reader, and memory of its own."""
+    target = value.target
+    new = isinstance(target, torch._ops.OpOverload) and not any(r.alias_info for r in target._schema.returns)
+    return new and len(value.users) == 1

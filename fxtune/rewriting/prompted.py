@@ -25,6 +25,7 @@ def put_rows(edit: Prompted, insertion: Insertion, changes: Changes) -> None:
             label = f"{label}_rows"
             growing.tuners()[label] = rows_through(many, core.method)
         in_the_softmax(core, f"tuners.{label}", growing, query_rows=edit.query_rows)
+    _step_aside(edit, many, changes)
     _join(edit, insertion, changes)
     _go_around(edit, many, changes)
     for resize in edit.resized:
@@ -44,6 +45,14 @@ def _join(edit: Prompted, insertion: Insertion, changes: Changes) -> None:
     path = insertion.path.removeprefix(f"{edit.join.region}.")
     joined.update_arg(1, growing.state(joined, f"{path}.prompts"))
     _read(readers, sequence, joined)
+
+
+def _step_aside(edit: Prompted, many: int, changes: Changes) -> None:
+    for aside in edit.asides:
+        growing = changes.region(aside.region)
+        rows = growing.current(aside.node)
+        alone = growing.behind(rows, without_rows, (rows, many, aside.axis))
+        _read([growing.current(name) for name in aside.readers], rows, alone)
 
 
 def _go_around(edit: Prompted, many: int, changes: Changes) -> None:

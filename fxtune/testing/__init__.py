@@ -5,6 +5,7 @@
 ``ffn_shapes()``                          feed-forward networks, plain and gated; `FFNShape`
 ``small_models()``                        small random models of every family, from the real libraries; `SmallModel`
 ``rule_files()``                          valid rule files over the shipped tuners and sites
+``assert_equivalent(model, rules)``       original and unbound form compute the same, as `fxtune.verify` says
 ``assert_identity_at_init(model, rules)`` untrained, the tuned model is the model, bit for bit
 ``assert_only_tuners_train(model, ...)``  training moves what the rules train, and nothing else
 ``assert_strips_clean(model, rules)``     afterwards ``strip()`` gives the model as it was
@@ -15,6 +16,7 @@ the simplest, and can be pasted back.
 """
 
 from fxtune.testing.assertions import assert_identity_at_init, assert_only_tuners_train, assert_strips_clean
+from fxtune.testing.equivalent import assert_equivalent
 from fxtune.testing.ffns import FFNShape, ffn_shapes
 from fxtune.testing.geometries import FEATURES, Case, Geometry, geometries
 from fxtune.testing.models import SmallModel, small_models
@@ -26,6 +28,7 @@ __all__ = [
     "FFNShape",
     "Geometry",
     "SmallModel",
+    "assert_equivalent",
     "assert_identity_at_init",
     "assert_only_tuners_train",
     "assert_strips_clean",

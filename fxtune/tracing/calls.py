@@ -95,9 +95,9 @@ class Tree:
             if scattered is None:
                 break
             self.dissolved |= self.paths(scattered)
-        self._fold()
         for call in self.root.walk():
             call.inputs, call.outputs = self._inputs(call), self._outputs(call)
+        self._fold()
         self.root.inputs = list(exported.inputs.values())
 
     def paths(self, module: nn.Module) -> frozenset[str]:
@@ -178,7 +178,6 @@ class Tree:
         for call in self.root.walk():
             if call is self.root or call.module._modules or not self.exported.observed.single(call.module):
                 continue
-            call.inputs, call.outputs = self._inputs(call), self._outputs(call)
             call.folded = (
                 len(call.inputs) == 1 and len(call.outputs) <= 1 and call.inputs[0] not in self.exported.tensors
             )

@@ -9,6 +9,7 @@ import contextlib
 import io
 import linecache
 import logging
+import operator
 import traceback
 import warnings
 from collections import Counter
@@ -187,7 +188,7 @@ def _restored(model: nn.Module) -> Iterator[None]:
     finally:
         for state, attributes, dicts in before:
             for live, saved in [(state, attributes), *dicts]:
-                if live.keys() != saved.keys() or any(live[key] is not saved[key] for key in saved):
+                if [*live] != [*saved] or not all(map(operator.is_, live.values(), saved.values())):
                     live.clear()
                     live.update(saved)
         for parameter, grad, needed in grads:

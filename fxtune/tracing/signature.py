@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +114,17 @@ class CallSignature:
                 fix="capture the model again with example_inputs like these",
             )
         return outcome
+
+    def tensors(self) -> list[tuple[str, tuple[int | str | None, ...]]]:
+        """Place (``x``, ``added['ids']``) and dimensions of each tensor that `bind` gives, in its order.
+
+        A dimension is a fixed size, the name of a symbol that may vary (within `bounds`, where it has some), or None
+        where a condition binds it.
+        """
+        slots = {
+            slot.index: (place, slot.dims) for name, top in self.template.items() for place, slot in _in(top, name)
+        }
+        return [slots[index] for index in sorted(slots)]
 
     def result(self, values: Any) -> Any:
         """The original's return value from the graph's flat outputs."""
@@ -246,6 +257,14 @@ class _Mark:
 def _leaves_like(args: tuple[Any, ...], kwargs: dict[str, Any], ordered: dict[str, Any]) -> list[Any]:
     """The call's leaves in the exporter's order, which sorts keywords its own way."""
     return pytree.tree_leaves((args, {name: kwargs[name] for name in ordered}), is_leaf=lambda leaf: leaf is None)
+
+
+def _in(slot: Any, place: str) -> Iterator[tuple[str, TensorSlot]]:
+    if isinstance(slot, TensorSlot):
+        yield place, slot
+    elif isinstance(slot, Container):
+        for key, child in zip(slot.keys, slot.children, strict=True):
+            yield from _in(child, f"{place}[{key!r}]")
 
 
 def _fill_tensor(

@@ -34,8 +34,9 @@ def refuse_dead_hooks(graph: Region, called: Iterable[str]) -> None:
         UnsupportedModelError: such a module has a hook already.
     """
     alive = {id(module) for _, _, module in leaf_calls(graph)}
+    modules = dict(graph.named_modules(remove_duplicate=False))
     for path in called:
-        module = graph.get_submodule(path)
+        module = modules[path]
         if isinstance(module, Region) or id(module) in alive:
             continue
         if any(module.__dict__[name] for name in RUN_HOOKS):

@@ -24,11 +24,12 @@ _STATISTICS: dict[Any, int] = {
 
 def leaf_calls(root: nn.Module) -> Iterator[tuple[Region, Node, nn.Module]]:
     """Every call of a module that is no Region, in every Region of the tree."""
-    for region in root.modules():
+    modules = dict(root.named_modules(remove_duplicate=False))
+    for path, region in root.named_modules():
         if isinstance(region, Region):
             for node in region.graph.nodes:
                 if node.op == "call_module":
-                    module = region.get_submodule(str(node.target))
+                    module = modules[f"{path}.{node.target}" if path else str(node.target)]
                     if not isinstance(module, Region):
                         yield region, node, module
 
@@ -73,14 +74,15 @@ def follow(graph: nn.Module, twin: nn.Module) -> None:
     The twin is asked because the original's own classes may override train().
     """
     counterparts = dict(twin.named_modules(remove_duplicate=False))
-    for path, module in graph.named_modules(remove_duplicate=False):
+    modules = dict(graph.named_modules(remove_duplicate=False))
+    for path, module in modules.items():
         counterpart = counterparts.get(path)
         if counterpart is module or "train" in module.__dict__:
             continue
         if counterpart is not None:
             module.training = counterpart.training
         else:
-            module.training = graph.get_submodule(path.rpartition(".")[0]).training
+            module.training = modules[path.rpartition(".")[0]].training
 
 
 def moving_buffers(root: nn.Module, *, statistics: bool) -> list[torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -20,14 +21,10 @@ def place(tensor: torch.Tensor) -> tuple[Any, ...]:
 def tensors(*roots: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter and buffer of the roots by name, tied ones under each of their names."""
     for root in roots:
-        yield from root.named_parameters(remove_duplicate=False)
-        yield from root.named_buffers(remove_duplicate=False)
-
-
-def shared_with(original: nn.Module, *roots: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """The tensors of the roots that lie in the original's memory, by name."""
-    places = {place(tensor) for _, tensor in tensors(original) if tensor.numel()}
-    return [(name, tensor) for name, tensor in tensors(*roots) if place(tensor) in places]
+        for path, module in root.named_modules(remove_duplicate=False):
+            for name, tensor in itertools.chain(module._parameters.items(), module._buffers.items()):
+                if tensor is not None:
+                    yield f"{path}.{name}" if path else name, tensor
 
 
 def make_private(original: nn.Module, roots: Iterable[nn.Module], chosen: Callable[[str, torch.Tensor], bool]) -> None:
@@ -35,12 +32,15 @@ def make_private(original: nn.Module, roots: Iterable[nn.Module], chosen: Callab
 
     Tensors that share one memory (tied weights) move together and stay tied.
     """
+    theirs = {place(tensor) for _, tensor in tensors(original) if tensor.numel()}
     tied: dict[tuple[Any, ...], list[torch.Tensor]] = defaultdict(list)
     wanted: set[tuple[Any, ...]] = set()
-    for name, tensor in shared_with(original, *roots):
-        tied[place(tensor)].append(tensor)
-        if chosen(name, tensor):
-            wanted.add(place(tensor))
+    for name, tensor in tensors(*roots):
+        key = place(tensor)
+        if key in theirs:
+            tied[key].append(tensor)
+            if chosen(name, tensor):
+                wanted.add(key)
     for key in wanted:
         copied = tied[key][0].detach().clone()
         for tensor in tied[key]:

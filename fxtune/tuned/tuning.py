@@ -93,7 +93,8 @@ class Tuning:
         """Make a graph follow the modes of the tuned model and keep the original's buffers unwritten."""
         frozen = self.batchnorm == "frozen"
         written = {id(buffer) for buffer in moving_buffers(graph, statistics=not frozen)}
-        make_private(self.original, self.trees(), lambda _, tensor: id(tensor) in written)
+        if written:
+            make_private(self.original, self.trees(), lambda _, tensor: id(tensor) in written)
         for module in batch_norms(graph) if frozen else ():
             freeze(module)
         # A further graph shares Regions with the first, whose modes may have been set one by one.

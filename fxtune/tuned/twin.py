@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,6 +54,10 @@ def structural_twin(model: nn.Module) -> nn.Module:
         for name, buffer in module._buffers.items():
             if buffer is not None and id(buffer) not in memo:
                 memo[id(buffer)] = alias_buffer(buffer, f"{path}.{name}".lstrip("."))
+        for value in module.__dict__.values():
+            if type(value) in (dict, OrderedDict) and not value:
+                # A module has a dozen empty dicts of hooks: deepcopy would spend most of its time on them.
+                memo[id(value)] = type(value)()
         for hook in _hooks(module):
             if not _refers_to(hook, inside):
                 memo[id(hook)] = hook  # a hook's state belongs to the user: the twin calls the same object

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxtune import source
 from fxtune.errors import RuleError, SourceError
@@ -63,12 +65,34 @@ def build(
     if place.kind in entry.refuses:
         raise RuleError(f"The tuner {name!r} does not go on {place.kind!r}", found=entry.refuses[place.kind])
     target = torch.device(device)
-    drawn_on = target if target.type == "meta" else torch.device("cpu")
-    with torch.random.fork_rng(devices=[], enabled=seed is not None), drawn_on:
-        if seed is not None:
-            torch.default_generator.manual_seed(seed)
+    with _drawing(target, seed):
         module = entry.cls(place, **values)
     return attached(module, method).to(device=target, dtype=dtype)
+
+
+@contextmanager
+def _drawing(target: torch.device, seed: int | None) -> Iterator[None]:
+    """Where new weights are made, and with which numbers."""
+    if target.type == "meta":
+        with target, _Undrawn():  # type: ignore[no-untyped-call]
+            yield
+        return
+    with torch.random.fork_rng(devices=[], enabled=seed is not None), torch.device("cpu"):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+        yield
+
+
+class _Undrawn(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Leaves a tensor as it is where numbers are drawn into it.
+
+    The meta device has no numbers, but torch goes a long way to draw them there: most of the time that a tuner takes.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable and torch.Tag.nondeterministic_seeded in func.tags:
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def checked(entry: Entry, document: Document, at: Loc = ()) -> dict[str, Any]:

@@ -30,3 +30,8 @@ class Placement:
     def __post_init__(self) -> None:
         if self.width_in == 0:
             object.__setattr__(self, "width_in", self.width)
+
+    @property
+    def mixed_width(self) -> int:
+        """Channels of what a tuner changes: in a softmax those of all its heads, else D."""
+        return self.heads * self.head_dim or self.width

@@ -13,11 +13,23 @@ A tuner is an ``nn.Module`` whose ``forward(x)`` maps tokens (B, N, D) to what i
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.shift.to(x.dtype).expand_as(x)
 
-A tuner that may read tokens of another width than it returns, (B, N, D_in) to (B, N, D), says ``maps_widths = True``
-and finds D_in in ``place.width_in``.
-
 Its settings are its keyword-only parameters. Each needs a type that YAML can say (int, float, bool, str, Literal, list
-or dict of these; ``Annotated`` constraints of pydantic hold) and a default.
+or dict of these; ``Annotated`` constraints of pydantic hold) and a default. With ``maps_widths = True`` it reads tokens
+of `place.width_in` channels and returns tokens of `place.width`.
+
+Each further way in which it can be attached to the graph is a method over the same weights:
+
+=============================  =======================================================================================
+``forward(x)``                 unbound: the result is added to the operation's output
+``in_sequence(y)``             original, where the rule says ``reads: output``: the result replaces the output
+``in_weights(weight, bias)``   original, at a single operation: it computes with the two tensors that are returned
+                               (a linear map's weight is D x D_in; None stands for what the operation lacks)
+``attend(q, k, v, mask, *,     unbound, at an attention: the result replaces softmax(q kᵀ · scale + mask) v, and comes
+causal, scale, dropout)``      with λ, B x H x N, for `gates`; q is B x H x N x d, k and v B x Hkv x S x d
+``attend_original(...)``       original, at an attention: the result alone
+=============================  =======================================================================================
+
+A tuner whose `prompts` (P x D) join the sequence as rows derives from `RowsInSoftmax`.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class ResPrefix(nn.Module):
         width = place.kv_heads * place.head_dim if in_softmax else place.width
         self.keys = nn.Parameter(torch.empty(tokens, width))
         self.values = nn.Parameter(torch.zeros(tokens, width))
-        self.scale = make_scale(scale, place.width, start=0.0 if in_softmax else 1.0)
+        self.scale = make_scale(scale, place.mixed_width, start=0.0 if in_softmax else 1.0)
         nn.init.xavier_uniform_(self.keys)
         if in_softmax or init == "xavier":
             nn.init.xavier_uniform_(self.values)

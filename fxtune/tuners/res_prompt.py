@@ -59,7 +59,7 @@ class ResPrompt(PromptRows):
             check_heads(place, "res_prompt")
         self.heads = place.heads
         self.prompts = nn.Parameter(torch.empty(tokens, place.width_in))
-        self.scale = make_scale(scale, place.width, start=0.0)
+        self.scale = make_scale(scale, place.mixed_width, start=0.0)
         nn.init.xavier_uniform_(self.prompts)
 
     def forward(self, x: Tensor) -> Tensor:

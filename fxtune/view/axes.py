@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fxtune.view.values import Value
+from fxtune.view.values import Value, written
 from fxtune.vocabulary import RESHAPING
 
 LAST = frozenset(["linear", "addmm", "embedding", "layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm"])
@@ -56,7 +56,7 @@ def _reshaped(value: Value, source: Value, axis: int) -> int | None:
 
 def _same(a: Any, b: Any) -> bool:
     """Equality of sizes as they are written; no guard is put on a symbolic size."""
-    return str(a) == str(b)
+    return written(a) == written(b)
 
 
 def channel_axes(values: list[Value]) -> dict[int, int]:

@@ -14,7 +14,7 @@ from torch import fx
 
 from fxtune import vocabulary as ops
 from fxtune.view.axes import channel_axes
-from fxtune.view.values import Tap, Value, example_size, read_values
+from fxtune.view.values import Tap, Value, example_size, read_values, written
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ class _Builder:
             return "layout"
         if value.op == "mul" and len(tensors) == 2 and tensors[1].id in self.noise and tensors[0].id not in self.noise:
             sizes = tensors[1].shape[1:]
-            return "drop_path" if all(str(size) == "1" for size in sizes) else "dropout"
+            return "drop_path" if all(written(size) == "1" for size in sizes) else "dropout"
         return None
 
     def _pass_through(self, value: Value, kind: str) -> None:
@@ -186,7 +186,7 @@ class _Builder:
         if op == "part" and isinstance(value.val, tuple | list):
             return  # each of its items is a part of its operand
         if value.target is operator.getitem and operands[0].op in ops.PART:
-            operands = operands[0].inputs()[:1]
+            operands = [*operands[0].inputs()[:1]]
         uses = tuple(self._use(v) for v in operands)
         self.graph.add_node(value.id, op=op, shape=value.shape, attrs=attrs, uses=uses)
         for position, use in enumerate(uses):
@@ -227,7 +227,7 @@ def _tensors(val: Any) -> bool:
 
 
 def _same_shape(a: Value, b: Value) -> bool:
-    return [str(s) for s in a.shape] == [str(s) for s in b.shape]
+    return [written(s) for s in a.shape] == [written(s) for s in b.shape]
 
 
 def _factor(name: str, value: Value) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -48,6 +49,12 @@ class Value:
     module: str
     taps: list[Tap] = field(default_factory=list)
     leaf: bool = False
+    _inputs: tuple[Value, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        found: list[Value] = []
+        fx.node.map_aggregate((self.args, self.kwargs), lambda a: found.append(a) if isinstance(a, Value) else None)
+        self._inputs = tuple(found)
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -60,11 +67,9 @@ class Value:
         schema = getattr(self.target, "_schema", None)
         return bool(schema and schema.arguments and schema.arguments[0].is_write)
 
-    def inputs(self) -> list[Value]:
+    def inputs(self) -> tuple[Value, ...]:
         """The values among the arguments, in order."""
-        found: list[Value] = []
-        fx.node.map_aggregate((self.args, self.kwargs), lambda a: found.append(a) if isinstance(a, Value) else None)
-        return found
+        return self._inputs
 
     def place(self) -> str:
         """How a person finds the value: module path and operator."""
@@ -77,6 +82,17 @@ def example_size(size: Any) -> int:
     """A size in the example inputs. Symbolic sizes are written in many ways, and comparing them would put guards on."""
     hint: Any = size.node.hint if isinstance(size, torch.SymInt) else size
     return int(hint)
+
+
+def written(size: Any) -> str:
+    """A size as text. Symbolic sizes are compared as they are written: comparing them would put guards on."""
+    return _expression(size.node.expr) if isinstance(size, torch.SymInt) else str(size)
+
+
+@lru_cache(maxsize=1024)
+def _expression(expression: Any) -> str:
+    """Kept, because writing one takes sympy long, and the values of one stage all have the same."""
+    return str(expression)
 
 
 def join(*paths: str) -> str:

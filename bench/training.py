@@ -1,0 +1,64 @@
+"""A training step on ViT-B/16: the unbound prefix against its original form, and LoRA against PEFT's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import peft
+import timm
+import torch
+from torch import nn
+
+import fxtune
+from timing import paired
+
+BATCH = 4
+ROUNDS_MORE = 5
+"""A step is short: so many times the rounds of the other measurements."""
+
+PREFIX = {
+    "fxtune": 1,
+    "name": "prefix",
+    "train": ["tuners"],
+    "rules": [{"at": "mha", "insert": {"res_prefix": {"tokens": 10}}}],
+}
+LORA = {
+    "fxtune": 1,
+    "name": "lora",
+    "train": ["tuners"],
+    "rules": [{"at": "mha", "on": ["q_proj"], "insert": {"lora": {"rank": 8}}}],
+}
+
+
+def measure(rounds: int) -> Iterator[dict[str, Any]]:
+    """One row a comparison: seconds of a step of either, and the ratio with its bound."""
+    torch.manual_seed(0)
+    original = fxtune.apply(_vit(), PREFIX, form="original")
+    yield _row("prefix: unbound over original", original, fxtune.apply(_vit(), PREFIX), rounds, 1.05)
+    config = peft.LoraConfig(r=8, lora_alpha=8, target_modules=["qkv"], lora_dropout=0.0)
+    theirs = peft.get_peft_model(_vit(), config)
+    yield _row("lora: fxtune over PEFT", theirs, fxtune.apply(_vit(), LORA), rounds, 1.02)
+
+
+def _vit() -> nn.Module:
+    return timm.create_model("vit_base_patch16_224").train()
+
+
+def _row(what: str, first: nn.Module, second: nn.Module, rounds: int, at_most: float) -> dict[str, Any]:
+    first_s, second_s, ratio = paired(_step(first), _step(second), rounds * ROUNDS_MORE)
+    return {"what": what, "first_s": first_s, "second_s": second_s, "ratio": ratio, "ratio_at_most": at_most}
+
+
+def _step(model: nn.Module) -> Callable[[], None]:
+    """One step of AdamW on random images."""
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-4)
+    images, labels = torch.randn(BATCH, 3, 224, 224), torch.arange(BATCH)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return step
