@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ from fxtune.testing import (
     small_models,
 )
 from fxtune.testing.rules import setting_values
+from fxtune.testing.state import values
 from fxtune.tuned import TunedModel
 
 ASSERTIONS = [assert_identity_at_init, assert_only_tuners_train, assert_strips_clean]
@@ -176,10 +177,10 @@ def test_rule_files_have_every_tuner_site_and_setting() -> None:
     ],
 )
 def test_settings_are_drawn_from_their_annotations(annotation: Any, fits: Callable[[Any], bool]) -> None:
-    values = setting_values(annotation)
-    assert values is not None
+    drawing = setting_values(annotation)
+    assert drawing is not None
 
-    @given(values)
+    @given(drawing)
     def drawn(value: Any) -> None:
         assert fits(value)
 
@@ -280,6 +281,21 @@ def test_broken_tuners_are_found(holds: Callable[..., None], fault: str, told: s
     Broken.model = model
     with pytest.raises(AssertionError, match=told):
         holds(model, at_ffn("test_broken", fault=fault), inputs)
+
+
+def test_outputs_are_told_by_their_places() -> None:
+    """Also those that a library has registered without names."""
+
+    class Output(OrderedDict[str, Any]):
+        pass
+
+    pytree.register_pytree_node(
+        Output, lambda o: (list(o.values()), list(o)), lambda v, k: Output(zip(k, v, strict=True))
+    )
+    x = torch.ones(1)
+    assert list(values(x)) == [""]
+    assert list(values((x, [x, None]))) == ["[0]", "[1]"]
+    assert list(values(Output(sample=x, rest=(x, "text", {"y": x})))) == [".sample", ".rest[0]", ".rest[2]"]
 
 
 def test_statistics_that_move_are_found() -> None:

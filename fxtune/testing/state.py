@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,9 +31,22 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def values(output: Any) -> dict[str, Tensor]:
-    """The tensors of what a model returns, by their places in it: ``.logits``, ``[0]``."""
-    leaves, _ = pytree.tree_flatten_with_path(output)
-    return {pytree.keystr(path): leaf for path, leaf in leaves if isinstance(leaf, Tensor)}
+    """The tensors of what a model returns, by their places in it: ``.logits``, ``[0]``; "" for a tensor itself."""
+    return dict(_values("", output))
+
+
+def _values(place: str, output: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(output, Tensor):
+        yield place, output
+        return
+    # Not by pytree.tree_flatten_with_path: libraries register their outputs without names.
+    parts: Iterable[tuple[str, Any]] = ()
+    if isinstance(output, Mapping):
+        parts = ((f".{name}", part) for name, part in output.items())
+    elif not pytree.tree_is_leaf(output):
+        parts = ((f"[{i}]", part) for i, part in enumerate(pytree.tree_leaves(output)))
+    for name, part in parts:
+        yield from _values(place + name, part)
 
 
 @dataclass(frozen=True)
