@@ -38,6 +38,9 @@ class Growing:
         self._original: dict[str, fx.Node] = {node.name: node for node in self.graph.nodes}
         self._current: dict[fx.Node, fx.Node] = {}
         self._copies: dict[fx.Node, fx.Node] = {}
+        self._operations: dict[str, fx.Node] = {}
+        self.weights: dict[tuple[str, str], fx.Node] = {}
+        """Tuned weights: by operation and name of the weight."""
 
     def tuners(self) -> nn.ModuleDict:
         """The tuners of the region."""
@@ -55,6 +58,20 @@ class Growing:
         """The node that has this name's value as the graph is now, tuned or not."""
         node = self._original[name]
         return self._current.get(node, node)
+
+    def operation(self, name: str) -> fx.Node:
+        """The node that does the operation of this name itself, whatever tuners came behind it."""
+        return self._operations.get(name, self._original[name])
+
+    def compute(self, name: str, after: fx.Node) -> None:
+        """Lets `after` do the operation of this name from now on."""
+        before = self.operation(name)
+        if self.current(name) is before:
+            self.replace(name, list(before.users), after)
+        else:
+            before.replace_all_uses_with(after)
+        self._operations[name] = after
+        self.drop(before)
 
     def replace(self, name: str, readers: Iterable[fx.Node], after: fx.Node) -> None:
         """Gives `readers` the node `after` instead of the value called `name`, whose value that is from now on."""

@@ -13,11 +13,11 @@ from fxtune.rewriting.growing import Growing
 
 
 def tune_weights(edit: InWeights, tuner: str, growing: Growing) -> None:
-    """Lets the operation compute with what the tuner makes of its weight and bias."""
-    node = growing.original(edit.node)
-    prefix = f"{node.target}." if node.op == "call_module" else ""
-    own = {name: None if name is None else growing.state(node, f"{prefix}{name}") for name in (edit.weight, edit.bias)}
-    weight, bias = own[edit.weight], own[edit.bias]
+    """Lets the operation compute with what the tuner makes of its weight and bias, tuned already or not."""
+    node = growing.operation(edit.node)
+    prefix = f"{growing.original(edit.node).target}." if growing.original(edit.node).op == "call_module" else ""
+    own = {name: _own(edit.node, name, prefix, node, growing) for name in (edit.weight, edit.bias) if name is not None}
+    weight, bias = (own.get(name) if name is not None else None for name in (edit.weight, edit.bias))
     if weight is not None:
         weight = growing.before(node, out_by_in, (weight, edit.layout))
     pair = growing.before(node, tuner, (weight, bias))
@@ -27,27 +27,37 @@ def tune_weights(edit: InWeights, tuner: str, growing: Growing) -> None:
         tuned[edit.weight] = growing.before(node, as_stored, (flat, own[edit.weight], edit.layout))
     if edit.bias is not None:
         tuned[edit.bias] = growing.before(node, operator.getitem, (pair, 1))
-    if node.op == "call_module":
-        _call_with(node, tuned, growing)
+    if prefix:
+        _call_with(edit.node, tuned, growing)
     else:
-        _read_instead(node, tuned, growing)
+        for name, value in tuned.items():
+            _read_instead(node, own[name], value)
+    growing.weights.update({(edit.node, name): value for name, value in tuned.items()})
 
 
-def _call_with(node: fx.Node, tuned: dict[str, fx.Node], growing: Growing) -> None:
+def _own(operation: str, name: str, prefix: str, node: fx.Node, growing: Growing) -> fx.Node:
+    """A weight of an operation as it is now: as an earlier tuner left it, else the model's."""
+    tuned = growing.weights.get((operation, name))
+    return growing.state(node, f"{prefix}{name}") if tuned is None else tuned
+
+
+def _call_with(operation: str, tuned: dict[str, fx.Node], growing: Growing) -> None:
+    node = growing.operation(operation)
+    if node.target is functional_call:
+        node.update_arg(1, {**node.args[1], **tuned})  # type: ignore[dict-item]
+        return
     module = growing.state(node, str(node.target))
     called = growing.before(node, functional_call, (module, dict(tuned), tuple(node.args)), dict(node.kwargs))
-    readers = list(node.users)
-    growing.replace(node.name, readers, called)
-    growing.drop(node)
+    growing.compute(operation, called)
 
 
-def _read_instead(node: fx.Node, tuned: dict[str, fx.Node], growing: Growing) -> None:
+def _read_instead(node: fx.Node, weight: fx.Node, tuned: fx.Node) -> None:
     """The operation's chain of casts and transposes to its weight begins at the tuned one."""
-    for name, value in tuned.items():
-        for stored in [n for n in growing.graph.nodes if n.op == "get_attr" and n.target == name]:
-            for reader in [n for n in stored.users if n.target is not out_by_in and n.target is not as_stored]:
-                if reader is node or _leads_only(reader, node):
-                    reader.replace_input_with(stored, value)
+    same = [weight] if weight.op != "get_attr" else [n for n in node.graph.nodes if n.target == weight.target]
+    for stored in same:
+        for reader in [n for n in stored.users if n.target is not out_by_in and n.target is not as_stored]:
+            if reader is node or _leads_only(reader, node):
+                reader.replace_input_with(stored, tuned)
 
 
 def _leads_only(reader: fx.Node, node: fx.Node) -> bool:
