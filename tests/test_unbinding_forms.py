@@ -16,7 +16,7 @@ import unbinding_forms as forms
 from effort import examples
 from fxtune.testing import Case, Geometry, geometries
 from fxtune.testing.geometries import rotated
-from fxtune.unbinding import attention_with_lse, prefix_attention, rows_attention, unbound_attention
+from fxtune.unbinding import attention_with_lse, prefix_attention, unbound_attention
 from unbinding_forms import EVERY_GEOMETRY, Count, gradients, relative
 
 Form = Callable[[Case], tuple[Tensor, ...]]
@@ -81,37 +81,6 @@ def test_the_original_form_is_what_it_says(geometry: Geometry) -> None:
     """Against attention written out head by head."""
     case = geometry.build()
     assert disagreement(case, forms.written_out, forms.original_prefix) is None
-
-
-def _rows(case: Case, *, prompts: int) -> tuple[Tensor, ...]:
-    g, (q, k, v) = case.geometry, forms.with_rows(case)
-    out = rows_attention(q[:, :, : g.queries + prompts], k, v, rows=g.prefix, **forms.options(case))  # type: ignore[arg-type]
-    return out.split([g.queries, prompts], dim=2)
-
-
-@EVERY_GEOMETRY
-@given(geometries(prefix=False))
-def test_rows_in_the_sequence_are_prompts(geometry: Geometry) -> None:
-    case = geometry.build()
-    mask = case.bias()
-    shared = mask if mask is not None and mask.shape[-2] == 1 else None
-    assert (
-        disagreement(case, partial(forms.original_prompt, mask_pro=shared), partial(_rows, prompts=geometry.prefix))
-        is None
-    )
-    told = mask is not None and mask.shape[-2] > 1
-    if geometry.cross and (told or not geometry.causal):  # in cross-attention q may have none
-        alone = _rows(case, prompts=0)[0]
-        assert relative(alone, forms.original_prompt(case)[0]) <= 1e-12
-
-
-def test_a_mask_that_differs_from_query_to_query_hides_nothing_from_prompts() -> None:
-    q, k, v = torch.randn(3, 2, 2, 7, 4)
-    shared = torch.tensor([True, True, True, False, False]).view(1, 1, 1, 5)
-    seeing, written = (rows_attention(q, k, v, rows=2, mask=mask) for mask in (shared, shared.expand(2, 1, 5, 5)))
-    torch.testing.assert_close(seeing[:, :, :5], written[:, :, :5])
-    torch.testing.assert_close(written[:, :, 5:], rows_attention(q, k, v, rows=2)[:, :, 5:])
-    assert not torch.allclose(seeing[:, :, 5:], written[:, :, 5:])
 
 
 @pytest.mark.parametrize("form", UNBOUND)

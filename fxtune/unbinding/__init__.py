@@ -2,7 +2,7 @@
 
 from fxtune.unbinding.attention import attention_with_lse
 from fxtune.unbinding.mixing import mix
-from fxtune.unbinding.original import prefix_attention, prompt_attention, rows_attention
+from fxtune.unbinding.original import prefix_attention, prompt_attention
 from fxtune.unbinding.unbound import unbound_attention
 
-__all__ = ["attention_with_lse", "mix", "prefix_attention", "prompt_attention", "rows_attention", "unbound_attention"]
+__all__ = ["attention_with_lse", "mix", "prefix_attention", "prompt_attention", "unbound_attention"]

@@ -79,38 +79,6 @@ def prompt_attention(
     return out[:, :, : q.shape[2]], out[:, :, q.shape[2] :]
 
 
-def rows_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    rows: int,
-    mask: Tensor | None = None,
-    causal: bool = False,
-    scale: float | None = None,
-    dropout_p: float = 0.0,
-) -> Tensor:
-    """`prompt_attention` inside a model through whose layers the prompts run: the last `rows` rows are prompts.
-
-    Args:
-        q: B x H x (N + rows) x d; B x H x N x d in cross-attention, where only the context has prompts.
-        k, v: B x Hkv x (S + rows) x d.
-        rows: how many of the last keys are prompts.
-        mask: of the model without prompts, broadcastable to B x H x N x S. Where it is the same for all queries (its
-            query axis has the size 1), prompt rows see of the model's own keys what it leaves, else all of them. With
-            as many rows as q it says that q has no prompts.
-        causal: for the rows that are no prompts. Without a mask, q is taken to have prompts.
-
-    Returns:
-        All rows of q.
-    """
-    mask = None if mask is None else four_axes(mask)
-    alike = mask is not None and mask.shape[2] == 1
-    in_queries = 0 if mask is not None and not alike and mask.shape[2] == q.shape[2] else rows
-    masks = (mask, mask if alike else None)
-    return _attend(q, k, v, prompts=(in_queries, rows), masks=masks, causal=causal, scale=scale, dropout_p=dropout_p)
-
-
 def _attend(
     q: Tensor,
     k: Tensor,
