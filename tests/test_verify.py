@@ -108,7 +108,7 @@ def verified(family: str, rules: Rules, examples: Any = 3, **more: Any) -> fxtun
     [
         *(("vit", [name]) for name in RULES if name != "vpt"),
         ("deep vit", ["vpt"]),
-        *(("bert", names) for names in (["prefix"], ["prompt"], ["vpt"], ["lora"], ["adapter", "bitfit"])),
+        *(("bert", names) for names in (["prefix"], ["prompt"], ["vpt"], ["lora", "bitfit"], ["adapter", "bitfit"])),
         ("convnext", ["adapter"]),
         ("resnet", ["bitfit"]),
         ("unet", ["lora"]),
