@@ -155,6 +155,20 @@ def test_hooks_are_kept_and_those_of_the_model_are_the_copys_own() -> None:
     assert (model.seen, twin.seen, recorder.calls) == (0, 11, 1)
 
 
+@pytest.mark.parametrize("on_twin", [True, False])
+def test_hooks_to_come_are_not_shared(on_twin: bool) -> None:
+    model = _Remembering()
+    twin = structural_twin(model)
+    with_hook, without = (twin, model) if on_twin else (model, twin)
+    calls: list[nn.Module] = []
+    for module in with_hook.modules():
+        module.register_forward_hook(lambda module, *_: calls.append(module))
+    without(torch.zeros(1, 2))
+    assert not calls
+    with_hook(torch.zeros(1, 2))
+    assert {id(module) for module in calls} == {id(module) for module in with_hook.modules()}
+
+
 def test_old_style_weight_norm_is_copied() -> None:
     with pytest.warns(FutureWarning):
         model = torch.nn.utils.weight_norm(nn.Linear(2, 2))
