@@ -44,7 +44,7 @@ def test_gates_are_the_prefixes_share_of_every_query(name: str) -> None:
         module.register_forward_pre_hook(lambda _, args, path=path: seen.setdefault(path, args) and None)
     gates = model.gates(**inputs)
     for path, module in watched.items():
-        q, k, v, mask = seen[path]
+        q, k, _, mask = seen[path]
         if name == "res_prefix":
             own, learned = k, module._heads()[0].expand(3, -1, -1, -1)
         else:
@@ -84,10 +84,10 @@ def test_what_is_not_there_cannot_be_watched() -> None:
 def test_a_scale_that_starts_at_zero_changes_no_bit(family: str, name: str) -> None:
     model, inputs = families.build(family), families.FAMILIES[family].inputs(2)
     made = fxtune.apply(model, rules(("mha", {name: {"tokens": 3, "scale": "scalar"}})), example_inputs=inputs).eval()
-    assert torch.equal(families_output(made, inputs), families_output(model, inputs))
+    assert torch.equal(result_of(made, inputs), result_of(model, inputs))
 
 
-def families_output(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+def result_of(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     out = model(**inputs)
     return (
         out
