@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import fx, nn
+
+Target = Callable[..., object] | str
+Arguments = tuple[object, ...]
+Keywords = Mapping[str, object]
 
 
 class Changes:
@@ -91,29 +96,22 @@ class Growing:
         return self._copies[source]
 
     def behind(
-        self,
-        node: fx.Node,
-        target: Callable[..., object] | str,
-        args: tuple[object, ...],
-        kwargs: Mapping[str, object] | None = None,
+        self, node: fx.Node, target: Target, args: Arguments, kwargs: Keywords = MappingProxyType({})
     ) -> fx.Node:
         """A new node right behind `node`; a text names a module."""
         with self.graph.inserting_after(node):
-            kind = "call_module" if isinstance(target, str) else "call_function"
-            made: fx.Node = self.graph.create_node(kind, target, args, dict(kwargs or {}))  # type: ignore[arg-type]
-        return made
+            return self._new(target, args, kwargs)
 
     def before(
-        self,
-        node: fx.Node,
-        target: Callable[..., object] | str,
-        args: tuple[object, ...],
-        kwargs: Mapping[str, object] | None = None,
+        self, node: fx.Node, target: Target, args: Arguments, kwargs: Keywords = MappingProxyType({})
     ) -> fx.Node:
         """A new node right before `node`; a text names a module."""
         with self.graph.inserting_before(node):
-            kind = "call_module" if isinstance(target, str) else "call_function"
-            made: fx.Node = self.graph.create_node(kind, target, args, dict(kwargs or {}))  # type: ignore[arg-type]
+            return self._new(target, args, kwargs)
+
+    def _new(self, target: Target, args: Arguments, kwargs: Keywords) -> fx.Node:
+        kind = "call_module" if isinstance(target, str) else "call_function"
+        made: fx.Node = self.graph.create_node(kind, target, args, dict(kwargs))  # type: ignore[arg-type]
         return made
 
     def state(self, node: fx.Node, name: str) -> fx.Node:
