@@ -40,7 +40,7 @@ def find_asides(
     known = set(found.values) | _inside_cores(view, found, cores)
     around = {id for bypass in found.bypasses for id in bypass.inside}
     start = found.values[0]
-    for id in set(found.values) - around - {cut}:
+    for id in (id for id in found.values if id not in around and id != cut):
         for tap in view.values[id].taps:
             if id == start and not _carries(tap, join):
                 continue

@@ -3,52 +3,81 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.func import functional_call
 
+from fxtune.errors import PlanError
 from fxtune.matching import WeightLayout
 from fxtune.planning import InWeights
 from fxtune.rewriting.growing import Growing
 
+BIAS = "bias"
+"""What operators and modules call theirs; a tuner may give one to an operation that has none."""
+
 
 def tune_weights(edit: InWeights, tuner: str, growing: Growing) -> None:
     """Lets the operation compute with what the tuner makes of its weight and bias, tuned already or not."""
-    node = growing.operation(edit.node)
-    prefix = f"{growing.original(edit.node).target}." if growing.original(edit.node).op == "call_module" else ""
-    own = {name: _own(edit.node, name, prefix, node, growing) for name in (edit.weight, edit.bias) if name is not None}
-    weight, bias = (own.get(name) if name is not None else None for name in (edit.weight, edit.bias))
-    if weight is not None:
-        weight = growing.before(node, out_by_in, (weight, edit.layout))
-    pair = growing.before(node, tuner, (weight, bias))
+    node, original = growing.operation(edit.node), growing.original(edit.node)
+    prefix = f"{original.target}." if original.op == "call_module" else ""
+    weight = _now(edit.node, edit.weight, prefix, growing)
+    bias = growing.weights.get((edit.node, BIAS)) if edit.bias is None else _now(edit.node, edit.bias, prefix, growing)
+    flat = weight if weight is None else growing.before(node, out_by_in, (weight, edit.layout))
+    pair = growing.before(node, tuner, (flat, bias))
     tuned: dict[str, fx.Node] = {}
     if edit.weight is not None:
-        flat = growing.before(node, operator.getitem, (pair, 0))
-        tuned[edit.weight] = growing.before(node, as_stored, (flat, own[edit.weight], edit.layout))
-    if edit.bias is not None:
-        tuned[edit.bias] = growing.before(node, operator.getitem, (pair, 1))
+        changed = growing.before(node, operator.getitem, (pair, 0))
+        tuned[edit.weight] = growing.before(node, as_stored, (changed, weight, edit.layout))
+    tuned[edit.bias or BIAS] = growing.before(node, operator.getitem, (pair, 1))
     if prefix:
         _call_with(edit.node, tuned, growing)
     else:
-        for name, value in tuned.items():
-            _read_instead(node, own[name], value)
+        _read_with(node, edit, {edit.weight: weight, edit.bias: bias}, tuned, growing)
     growing.weights.update({(edit.node, name): value for name, value in tuned.items()})
 
 
-def _own(operation: str, name: str, prefix: str, node: fx.Node, growing: Growing) -> fx.Node:
-    """A weight of an operation as it is now: as an earlier tuner left it, else the model's."""
+def _now(operation: str, name: str | None, prefix: str, growing: Growing) -> fx.Node | None:
+    """A weight of an operation: as an earlier tuner left it, else the model's own."""
+    if name is None:
+        return None
     tuned = growing.weights.get((operation, name))
-    return growing.state(node, f"{prefix}{name}") if tuned is None else tuned
+    return growing.state(growing.operation(operation), f"{prefix}{name}") if tuned is None else tuned
 
 
 def _call_with(operation: str, tuned: dict[str, fx.Node], growing: Growing) -> None:
     node = growing.operation(operation)
-    if node.target is functional_call:
+    if node.target is with_weights:
         node.update_arg(1, {**node.args[1], **tuned})  # type: ignore[dict-item]
         return
     module = growing.state(node, str(node.target))
-    called = growing.before(node, functional_call, (module, dict(tuned), tuple(node.args)), dict(node.kwargs))
+    called = growing.before(node, with_weights, (module, dict(tuned), tuple(node.args)), dict(node.kwargs))
     growing.compute(operation, called)
+
+
+def _read_with(
+    node: fx.Node,
+    edit: InWeights,
+    now: dict[str | None, fx.Node | None],
+    tuned: dict[str, fx.Node],
+    growing: Growing,
+) -> None:
+    """A call of an operator reads the tuned tensors."""
+    for name, value in tuned.items():
+        if (weight := now.get(name)) is not None:
+            _read_instead(node, weight, value)
+    if edit.bias is None:
+        _give_bias(node, tuned[BIAS], growing)
+
+
+def _give_bias(node: fx.Node, bias: fx.Node, growing: Growing) -> None:
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    if BIAS not in names:
+        growing.before(node, no_bias, (bias, str(node.target)))
+    elif names.index(BIAS) < len(node.args):
+        node.update_arg(names.index(BIAS), bias)
+    else:
+        node.update_kwarg(BIAS, bias)
 
 
 def _read_instead(node: fx.Node, weight: fx.Node, tuned: fx.Node) -> None:
@@ -62,6 +91,24 @@ def _read_instead(node: fx.Node, weight: fx.Node, tuned: fx.Node) -> None:
 
 def _leads_only(reader: fx.Node, node: fx.Node) -> bool:
     return len(reader.users) == 1 and (node in reader.users or _leads_only(next(iter(reader.users)), node))
+
+
+def with_weights(
+    module: nn.Module, weights: Mapping[str, Tensor | None], args: tuple[Tensor, ...], **kwargs: object
+) -> Tensor:
+    """The module's result, computed with other weights than its own where they are given."""
+    given = {name: weight for name, weight in weights.items() if weight is not None}
+    result: Tensor = functional_call(module, given, args, kwargs)
+    return result
+
+
+def no_bias(bias: Tensor | None, operation: str) -> None:
+    """Refuses a bias for an operator that takes none."""
+    if bias is not None:
+        raise PlanError(
+            f"a tuner gives a bias to `{operation}`, which takes none",
+            fix="choose other sites (`where:`), or the unbound form",
+        )
 
 
 def out_by_in(weight: Tensor, layout: WeightLayout) -> Tensor:
