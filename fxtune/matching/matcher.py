@@ -108,69 +108,29 @@ class Miss:
     other: int | None = None
 
 
-class Ways:
-    """The ways in which one pattern gives the result of one operation; falsy where there is none.
-
-    They are looked for as they are asked for: a run before a unit's input may begin it at dozens of places, and mostly
-    the nearest one is all that is wanted.
-
-    Attributes:
-        miss: the furthest failure so far.
-    """
-
-    def __init__(self, matcher: Matcher, solutions: Iterator[Solution]) -> None:
-        self._matcher, self._rest = matcher, solutions
-        self._found: list[Solution] = []
-        self.miss: Miss | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self._found) or self._more()
-
-    def __iter__(self) -> Iterator[Solution]:
-        at = 0
-        while at < len(self._found) or self._more():
-            yield self._found[at]
-            at += 1
-
-    def _more(self) -> bool:
-        """Looks for one more. Failures on the way are noted here, and not for the match that asks."""
-        outer, self._matcher.furthest = self._matcher.furthest, self.miss
-        found = next(self._rest, None)
-        self.miss, self._matcher.furthest = self._matcher.furthest, outer
-        if found is not None:
-            self._found.append(found)
-        return found is not None
-
-
 class Matcher:
-    """Matches patterns of a library against one view.
-
-    Attributes:
-        furthest: the furthest failure of the match that is being looked for.
-    """
+    """Matches patterns of a library against one view."""
 
     def __init__(self, view: View, library: Library) -> None:
         self.view, self.library = view, library
-        self.furthest: Miss | None = None
-        self._kept: dict[tuple[str, int], Ways] = {}
+        self._kept: dict[tuple[str, int], tuple[tuple[Solution, ...], Miss | None]] = {}
+        self._furthest: Miss | None = None
 
-    def match(self, pattern: Pattern, node: int) -> Ways:
-        """The ways in which `pattern` gives the result of `node`."""
+    def match(self, pattern: Pattern, node: int) -> tuple[tuple[Solution, ...], Miss | None]:
+        """The ways in which `pattern` gives the result of `node`, and where there is none the furthest failure."""
         key = (pattern.name, node)
         if key not in self._kept:
-            self._kept[key] = Ways(self, self._solutions(pattern, node))
-        return self._kept[key]
-
-    def _solutions(self, pattern: Pattern, node: int) -> Iterator[Solution]:
-        """Of the matches that read the same values the first one counts: alternatives are ordered."""
-        found: set[tuple[int, ...]] = set()
-        for solution in itertools.chain.from_iterable(self._body(pattern, body, node) for body in pattern.bodies):
-            read = tuple(solution.names[name].node for name in pattern.inputs)
-            if read not in found:
-                found.add(read)
-                yield solution
+            outer, self._furthest = self._furthest, None
+            every = itertools.chain.from_iterable(self._body(pattern, body, node) for body in pattern.bodies)
+            # Of the matches that read the same values the first one counts: alternatives are ordered.
+            found: dict[tuple[int, ...], Solution] = {}
+            for solution in every:
+                found.setdefault(tuple(solution.names[name].node for name in pattern.inputs), solution)
                 if len(found) == SOLUTION_LIMIT:
-                    return
+                    break
+            self._kept[key] = (tuple(found.values()), self._furthest)
+            self._furthest = outer
+        return self._kept[key]
 
     def roots(self, pattern: Pattern) -> frozenset[str] | None:
         """The operators with which a match of `pattern` can end; None for any."""
@@ -300,10 +260,10 @@ class Matcher:
     def _inner(self, call: Call, use: Use, state: State, body: Body, label: str) -> Iterator[State]:
         """Another pattern at this place; its names stay reachable under the name of the line."""
         pattern = self.library.patterns[call.op]
-        ways = self.match(pattern, use.source)
-        if not ways and ways.miss is not None and not call.quantity:
-            self._note(replace(ways.miss, score=ways.miss.score + len(state.nodes)))
-        for solution in ways:
+        solutions, miss = self.match(pattern, use.source)
+        if not solutions and miss is not None and not call.quantity:
+            self._note(replace(miss, score=miss.score + len(state.nodes)))
+        for solution in solutions:
             names = dict(state.names)
             if label:
                 names |= {f"{label}.{name}": bound for name, bound in solution.names.items()}
@@ -330,7 +290,7 @@ class Matcher:
     def _runs_over(self, name: str, ops: frozenset[str] | None, node: int) -> bool:
         if ops is not None:
             return self.view.op(node) in ops
-        return bool(self.match(self.library.patterns[name], node))
+        return bool(self.match(self.library.patterns[name], node)[0])
 
     # ---- conditions --------------------------------------------------------------------------------------------------
 
@@ -387,12 +347,12 @@ class Matcher:
     # ---- failures ----------------------------------------------------------------------------------------------------
 
     def _fail(self, state: State, node: int, reason: str, where: str, other: int | None = None) -> None:
-        if self.furthest is None or len(state.nodes) > self.furthest.score:
-            self.furthest = Miss(len(state.nodes), node, reason, where, other)
+        if self._furthest is None or len(state.nodes) > self._furthest.score:
+            self._furthest = Miss(len(state.nodes), node, reason, where, other)
 
     def _note(self, miss: Miss) -> None:
-        if self.furthest is None or miss.score > self.furthest.score:
-            self.furthest = miss
+        if self._furthest is None or miss.score > self._furthest.score:
+            self._furthest = miss
 
 
 def _compare(condition: Condition, left: Any, right: Any) -> bool:

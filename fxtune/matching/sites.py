@@ -87,13 +87,12 @@ class Sites:
             for node in self._candidates(roots):
                 if node in claimed:
                     continue
-                ways = self._matcher.match(pattern, node)
-                solution = next(iter(ways), None)
-                if solution is not None:
-                    found.append(Match(node, solution))
-                    claimed |= solution.nodes
-                elif ways.miss is not None and ways.miss.score >= NEAR:
-                    misses[node] = ways.miss
+                solutions, miss = self._matcher.match(pattern, node)
+                if solutions:
+                    found.append(Match(node, solutions[0]))
+                    claimed |= solutions[0].nodes
+                elif miss is not None and miss.score >= NEAR:
+                    misses[node] = miss
             self._found[kind] = (found[::-1], self._nearest(kind, misses, claimed))
         return self._found[kind]
 
