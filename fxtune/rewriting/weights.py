@@ -96,9 +96,8 @@ def _leads_only(reader: fx.Node, node: fx.Node) -> bool:
 def with_weights(
     module: nn.Module, weights: Mapping[str, Tensor | None], args: tuple[Tensor, ...], **kwargs: object
 ) -> Tensor:
-    """The module's result, computed with other weights than its own where they are given."""
-    given = {name: weight for name, weight in weights.items() if weight is not None}
-    result: Tensor = functional_call(module, given, args, kwargs)
+    """The module's result, computed with these weights instead of its own; with None it does without one."""
+    result: Tensor = functional_call(module, dict(weights), args, kwargs)  # type: ignore[arg-type]
     return result
 
 
