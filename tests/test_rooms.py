@@ -16,6 +16,7 @@ ROOMS = [
     "resources",
     "cards",
     "tracing",
+    "collecting",
     "vocabulary",
     "view",
     "patterns",

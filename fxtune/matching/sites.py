@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from fxtune.collecting import collector_aside
 from fxtune.matching.attention import read_attention
 from fxtune.matching.edges import Edges
 from fxtune.matching.ends import Ends
 from fxtune.matching.matcher import Matcher, Miss, Solution
 from fxtune.matching.operation import is_operation, only_operation, read_operation
 from fxtune.matching.site import Attention, NearMiss, Site
-from fxtune.patterns import Library
+from fxtune.patterns import Library, Pattern
 from fxtune.view import Tap, View
 
 BLOCK = "block"
@@ -80,21 +81,24 @@ class Sites:
     def _matches(self, kind: str, where: str | None) -> tuple[list[Match], list[NearMiss]]:
         if kind not in self._found:
             pattern = self.library.get(kind, where=where)
-            roots = self._matcher.roots(pattern)
-            found: list[Match] = []
-            misses: dict[int, Miss] = {}
-            claimed: set[int] = set()
-            for node in self._candidates(roots):
-                if node in claimed:
-                    continue
-                solutions, miss = self._matcher.match(pattern, node)
-                if solutions:
-                    found.append(Match(node, solutions[0]))
-                    claimed |= solutions[0].nodes
-                elif miss is not None and miss.score >= NEAR:
-                    misses[node] = miss
-            self._found[kind] = (found[::-1], self._nearest(kind, misses, claimed))
+            with collector_aside():
+                self._found[kind] = self._search(kind, pattern)
         return self._found[kind]
+
+    def _search(self, kind: str, pattern: Pattern) -> tuple[list[Match], list[NearMiss]]:
+        found: list[Match] = []
+        misses: dict[int, Miss] = {}
+        claimed: set[int] = set()
+        for node in self._candidates(self._matcher.roots(pattern)):
+            if node in claimed:
+                continue
+            solutions, miss = self._matcher.match(pattern, node)
+            if solutions:
+                found.append(Match(node, solutions[0]))
+                claimed |= solutions[0].nodes
+            elif miss is not None and miss.score >= NEAR:
+                misses[node] = miss
+        return found[::-1], self._nearest(kind, misses, claimed)
 
     def _candidates(self, roots: frozenset[str] | None) -> list[int]:
         if roots is None:

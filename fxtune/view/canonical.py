@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from fxtune import vocabulary as ops
+from fxtune.collecting import collector_aside
 from fxtune.view.axes import channel_axes
 from fxtune.view.values import Tap, Value, example_size, read_values, written
 
@@ -116,8 +117,9 @@ def view(module: fx.GraphModule) -> View:
     Args:
         module: what `fxtune.capture` returned.
     """
-    values, returned = read_values(module)
-    return _Builder(values).build([v.id for v in returned])
+    with collector_aside():
+        values, returned = read_values(module)
+        return _Builder(values).build([v.id for v in returned])
 
 
 class _Builder:
