@@ -79,11 +79,11 @@ def apply(
     draft = _draft(model, rules, overrides, example_inputs, head, num_classes, seed, dtype, form)
     patch = draft.patch
     graph = rewrite(draft.graph, patch, dtype=dtype)
-    weights = {i.path: _size(graph.get_submodule(i.path)) for i in patch.insertions}
+    weights = {path: _size(graph.get_submodule(path)) for path in patch.paths}
     tuners = [
-        f"{i.path}.{name}"
-        for i in patch.insertions
-        for name, weight in graph.get_submodule(i.path).named_parameters()
+        f"{path}.{name}"
+        for path in patch.paths
+        for name, weight in graph.get_submodule(path).named_parameters()
         if weight.requires_grad  # a tuner may hold fixed weights
     ]
     return TunedModel(
@@ -188,7 +188,8 @@ def _draft(
     dtype: torch.dtype,
     form: Form,
 ) -> _Draft:
-    rule_sets = tuple(resolve(load(rules), overrides))
+    hints = cards.bypass(model).model_dump()
+    rule_sets = tuple(rule_set.completed(**hints) for rule_set in resolve(load(rules), overrides))
     if head is not None:
         _check_head(model, head)
     twin = structural_twin(model)

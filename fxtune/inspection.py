@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from fxtune.matching import NearMiss, Site
-from fxtune.planning import Patch
+from fxtune.planning import BypassPlan, Patch
+from fxtune.rewriting import build_bypass
 from fxtune.tuned import Report, RuleOutcome
 from fxtune.tuners import build
 
@@ -72,7 +74,7 @@ class Inspection:
 
 def outcomes(patch: Patch, weights: dict[str, int]) -> tuple[RuleOutcome, ...]:
     """What became of each rule of a patch; `weights` gives the number of weights of each tuner by its path."""
-    return tuple(
+    rules = tuple(
         RuleOutcome(
             rule=rule.text,
             label=rule.insertions[0].label if rule.insertions else "",
@@ -84,14 +86,27 @@ def outcomes(patch: Patch, weights: dict[str, int]) -> tuple[RuleOutcome, ...]:
         )
         for rule in patch.rules
     )
+    return (*rules, _of_bypass(patch.bypass, weights[patch.bypass.path])) if patch.bypass else rules
+
+
+def _of_bypass(plan: BypassPlan, weights: int) -> RuleOutcome:
+    return RuleOutcome(
+        rule=plan.text,
+        label="bypass",
+        sites=tuple(level.site.path for level in plan.levels),
+        weights=weights,
+        notes=(f"its result goes in behind {plan.output.tap} ({plan.splice})",),
+    )
 
 
 def counted(patch: Patch) -> dict[str, int]:
     """The number of weights of each tuner of a patch, by its path; nothing is allocated."""
-    return {
-        i.path: sum(p.numel() for p in build(i.tuner, i.settings, i.place, device=torch.device("meta")).parameters())
-        for i in patch.insertions
+    made: dict[str, nn.Module] = {
+        i.path: build(i.tuner, i.settings, i.place, device=torch.device("meta")) for i in patch.insertions
     }
+    if patch.bypass:
+        made[patch.bypass.path] = build_bypass(patch.bypass, device="meta")
+    return {path: sum(p.numel() for p in module.parameters()) for path, module in made.items()}
 
 
 def _runs(sites: list[Site]) -> Iterator[list[Site]]:

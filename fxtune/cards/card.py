@@ -80,6 +80,15 @@ class Small(_Part):
         return self
 
 
+class BypassHints(_Part):
+    """What a detached bypass does on this family where its rule leaves it open."""
+
+    along: str | None = Field(default=None, description="the pattern that it runs along")
+    paths: list[str] = Field(default=[], description="globs over the module paths of its stems")
+    splice: Literal["replace", "gated"] | None = Field(default=None, description="how it ends")
+    transition: Literal["bottleneck", "linear"] | None = Field(default=None, description="how channels are mapped")
+
+
 def _draws_in(arguments: Any) -> Iterator[str]:
     match arguments:
         case {"draw": name}:
@@ -112,6 +121,7 @@ class Card(_Part):
         default=[], description="for a head of several layers: paths of the layer as wide as the classes"
     )
     class_counts: list[Path] = Field(default=[], description="attributes that hold the number of classes")
+    bypass: BypassHints = BypassHints()
     small: list[Small] = Field(default=[], description="small members for tests")
 
     @model_validator(mode="after")

@@ -280,17 +280,20 @@ class Matcher:
         while queue:
             here, sofar = queue.pop(0)
             yield from self._expr(call.args[0], here, sofar, body, label)
-            if not self._runs_over(call.op, ops, here.source):
-                continue
-            for operand in self.view.uses(here.source):
+            for nodes, operand in self._steps(call.op, ops, here.source):
                 if operand.source not in seen and len(seen) < RUN_LIMIT:
                     seen.add(operand.source)
-                    queue.append((operand, sofar.visit((here.source,))))
+                    queue.append((operand, sofar.visit(nodes)))
 
-    def _runs_over(self, name: str, ops: frozenset[str] | None, node: int) -> bool:
+    def _steps(self, name: str, ops: frozenset[str] | None, node: int) -> Iterator[tuple[Iterable[int], Use]]:
+        """One step of a run over a node: from an operator to each operand, from a pattern to its first input."""
         if ops is not None:
-            return self.view.op(node) in ops
-        return bool(self.match(self.library.patterns[name], node)[0])
+            yield from (((node,), use) for use in self.view.uses(node) if self.view.op(node) in ops)
+            return
+        pattern = self.library.patterns[name]
+        for solution in self.match(pattern, node)[0]:
+            bound = solution.names[pattern.inputs[0]]
+            yield solution.nodes, Use(bound.node, bound.value)
 
     # ---- conditions --------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -47,6 +47,7 @@ class Sites:
         self._matcher = Matcher(view, library)
         self._edges, self._ends = Edges(view), Ends(view)
         self._found: dict[str, tuple[list[Match], list[NearMiss]]] = {}
+        self._calls: dict[tuple[str, ...], list[Site]] = {}
         self._sites: dict[tuple[str, ...], list[Site]] = {}
 
     def of(self, kind: str, *, on: Sequence[str] = (), where: str | None = None) -> list[Site]:
@@ -63,18 +64,29 @@ class Sites:
         """
         key = (kind, *on)
         if key not in self._sites:
+            self._sites[key] = self._once_each(self.calls(kind, on=on, where=where))
+        return self._sites[key]
+
+    def calls(self, kind: str, *, on: Sequence[str] = (), where: str | None = None) -> list[Site]:
+        """As `of`, with a site for each call of a layer that is called several times."""
+        key = (kind, *on)
+        if key not in self._calls:
             matches, _ = self._matches(kind, where)
             if on:
                 lines = [self.library.line(kind, name, where=where) for name in on]
                 found = [site for match in matches for site in self._operations(kind, lines, match)]
             else:
                 found = [self._site(kind, i, match) for i, match in enumerate(matches)]
-            self._sites[key] = self._once_each(found)
-        return self._sites[key]
+            self._calls[key] = found
+        return self._calls[key]
 
     def near_misses(self, kind: str) -> list[NearMiss]:
         """Where the kind nearly matched, the nearest first."""
         return self._matches(kind, None)[1]
+
+    def in_blocks(self) -> Collection[int]:
+        """Ids of the operations that lie in a Block."""
+        return self._block_of.keys()
 
     # ---- matches -----------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """The planning room: from rules and sites to a patch."""
 
 from fxtune.planning.attach import Form
+from fxtune.planning.bypass import BypassPlan, Level, Stem, Transition
 from fxtune.planning.edits import After, Beside, Bias, Core, Edit, InWeights, Prompted, Value
 from fxtune.planning.head import last_linear
 from fxtune.planning.patch import Insertion, Patch, RulePlan
@@ -10,14 +11,18 @@ __all__ = [
     "After",
     "Beside",
     "Bias",
+    "BypassPlan",
     "Core",
     "Edit",
     "Form",
     "InWeights",
     "Insertion",
+    "Level",
     "Patch",
     "Prompted",
     "RulePlan",
+    "Stem",
+    "Transition",
     "Value",
     "last_linear",
     "plan",

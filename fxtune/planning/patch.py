@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fxtune.matching import NearMiss, Site
+from fxtune.planning.bypass import BypassPlan
 from fxtune.planning.edits import Edit
 from fxtune.tuners import Placement
 
@@ -77,11 +78,18 @@ class Patch:
     trained: tuple[str, ...] = ()
     seed: int | None = None
     blocks: tuple[str, ...] = field(default=())
+    bypass: BypassPlan | None = None
 
     @property
     def insertions(self) -> list[Insertion]:
         """Every insertion, in the order in which it is made."""
         return [insertion for rule in self.rules for insertion in rule.insertions]
 
+    @property
+    def paths(self) -> list[str]:
+        """Module path of each tuner, and of the bypass."""
+        return [*(insertion.path for insertion in self.insertions), *([self.bypass.path] if self.bypass else [])]
+
     def __str__(self) -> str:
-        return "\n".join(map(str, self.insertions)) or "nothing changes"
+        changes = [*self.insertions, *([self.bypass] if self.bypass else [])]
+        return "\n".join(map(str, changes)) or "nothing changes"

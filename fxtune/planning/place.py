@@ -43,7 +43,7 @@ class Places:
         Raises:
             PlanError: no graph of the model has both values.
         """
-        for tap in self._ways_out(site.output.taps):
+        for tap in self.ways_out(site.output.taps):
             for other in source.taps:
                 if other.region == tap.region and (other == tap or self.node(other) < self.node(tap)):
                     return other, tap
@@ -53,7 +53,7 @@ class Places:
             fix="let the rule read the output (`reads: output`), or choose other sites (`where:`)",
         )
 
-    def _ways_out(self, taps: tuple[Tap, ...]) -> list[Tap]:
+    def ways_out(self, taps: tuple[Tap, ...]) -> list[Tap]:
         """Where the value is computed, then each region that passes it on untouched."""
         found: list[Tap] = []
         for tap in taps:

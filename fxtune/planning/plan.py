@@ -7,14 +7,17 @@ from collections.abc import Iterator, Sequence
 
 from torch import fx
 
-from fxtune.errors import MatchError, PlanError
+from fxtune.errors import MatchError, PlanError, RuleError
 from fxtune.matching import Site, Sites
 from fxtune.planning.attach import Attachment, Attachments, Form
+from fxtune.planning.bypass import BypassPlan
+from fxtune.planning.bypassing import plan_bypass
 from fxtune.planning.choose import Choice, choose
 from fxtune.planning.edits import Beside
 from fxtune.planning.patch import Insertion, Patch, RulePlan
 from fxtune.planning.place import Places
 from fxtune.planning.training import trained_names
+from fxtune.planning.trunk import check_reached
 from fxtune.rules import Rule, RuleSet
 from fxtune.tuners import Placement, refusal, spans_sites
 
@@ -48,12 +51,17 @@ def plan(
     rules = tuple(
         planner.rule(rule, rule_set.place(i), number) for number, (rule_set, i, rule) in enumerate(_numbered(rule_sets))
     )
+    bypass = planner.bypass(rule_sets)
     if rules and not any(rule.insertions for rule in rules):
         raise _nothing(rules, rule_sets)
     names = [name for name, _ in root.named_parameters()]
+    trained = trained_names(rule_sets, names, head)
+    if bypass is not None:
+        check_reached(sites.view, bypass, [i for rule in rules for i in rule.insertions], trained)
     return Patch(
         rules=rules,
-        trained=trained_names(rule_sets, names, head),
+        bypass=bypass,
+        trained=trained,
         seed=seed,
         blocks=tuple(dict.fromkeys(site.path for site in sites.of("block"))),
     )
@@ -67,7 +75,7 @@ def _numbered(rule_sets: Sequence[RuleSet]) -> Iterator[tuple[RuleSet, int, Rule
 
 class _Planner:
     def __init__(self, root: fx.GraphModule, sites: Sites, form: Form) -> None:
-        self.sites = sites
+        self.root, self.sites, self.form = root, sites, form
         self.attachments = Attachments(sites, Places(root), form)
         self.labels: Counter[str] = Counter()
 
@@ -80,6 +88,27 @@ class _Planner:
         insertions = self._insertions(rule, choice.sites, number, where)
         misses = tuple(self.sites.near_misses(rule.at))
         return RulePlan(text, insertions, choice.skipped, misses, self._notes(rule, insertions))
+
+    def bypass(self, rule_sets: Sequence[RuleSet]) -> BypassPlan | None:
+        """The one bypass of all rule sets, if there is one."""
+        asked = [(one.bypass, one.document.where(("bypass",))) for one in rule_sets if one.bypass is not None]
+        if len(asked) > 1:
+            raise PlanError(
+                "a model takes one bypass",
+                found=f"a second one at {asked[1][1]}",
+                where=asked[0][1],
+                fix="keep one of them",
+            )
+        for bypass, where in asked:
+            if self.form == "original":
+                raise RuleError(
+                    "No original form of a bypass",
+                    found="it stands beside the network and is never tangled with it",
+                    where=where,
+                    fix="leave form='original' out",
+                )
+            return plan_bypass(self.root, self.sites, bypass, where)
+        return None
 
     def _insertions(self, rule: Rule, sites: Sequence[Site], number: int, where: str) -> tuple[Insertion, ...]:
         """One tuner a site; or one for all of them."""

@@ -1,5 +1,6 @@
 """The rewriting room: from a patch to a changed graph."""
 
+from fxtune.rewriting.bypass import build_bypass
 from fxtune.rewriting.rewrite import rewrite
 
-__all__ = ["rewrite"]
+__all__ = ["build_bypass", "rewrite"]

@@ -42,10 +42,12 @@ class Growing:
         self.module, self.graph = module, module.graph
         self._original: dict[str, fx.Node] = {node.name: node for node in self.graph.nodes}
         self._current: dict[fx.Node, fx.Node] = {}
-        self._copies: dict[fx.Node, fx.Node] = {}
         self._operations: dict[str, fx.Node] = {}
         self.weights: dict[tuple[str, str], fx.Node] = {}
         """Tuned weights: by operation and name of the weight."""
+        self.hands_out = False
+        """Whether it returns a tuple: its own result, then what it hands out to the regions around it."""
+        self._once: dict[tuple[fx.Node, Target], fx.Node] = {}
 
     def tuners(self) -> nn.ModuleDict:
         """The tuners of the region."""
@@ -88,12 +90,7 @@ class Growing:
 
     def copy_of(self, name: str) -> fx.Node:
         """A copy of the value, taken right behind its producer: later it may be overwritten."""
-        source = self.current(name)
-        if source not in self._copies:
-            copy = self.behind(source, torch.ops.aten.clone.default, (source,))
-            copy.meta["val"] = source.meta.get("val")
-            self._copies[source] = copy
-        return self._copies[source]
+        return self.once_behind(self.current(name), torch.ops.aten.clone.default)
 
     def behind(
         self, node: fx.Node, target: Target, args: Arguments, kwargs: Keywords = MappingProxyType({})
@@ -101,6 +98,14 @@ class Growing:
         """A new node right behind `node`; a text names a module."""
         with self.graph.inserting_after(node):
             return self._new(target, args, kwargs)
+
+    def once_behind(self, node: fx.Node, target: Target) -> fx.Node:
+        """The one node right behind `node` that applies a function, which leaves the shape as it is, to it alone."""
+        key = (node, target)
+        if key not in self._once:
+            self._once[key] = self.behind(node, target, (node,))
+            self._once[key].meta["val"] = node.meta.get("val")
+        return self._once[key]
 
     def before(
         self, node: fx.Node, target: Target, args: Arguments, kwargs: Keywords = MappingProxyType({})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from fxtune.planning import Insertion, Patch
+from fxtune.planning import BypassPlan, Insertion, Patch
+from fxtune.rewriting.bypass import build_bypass, splice
 from fxtune.rewriting.edits import carry_out
 from fxtune.rewriting.growing import Changes
 from fxtune.tuners import build
@@ -25,10 +26,13 @@ def rewrite(root: fx.GraphModule, patch: Patch, *, dtype: torch.dtype = torch.fl
         RuleError: a tuner refuses its settings or its place.
     """
     built = [_build(root, insertion, i, patch, dtype) for i, insertion in enumerate(patch.insertions)]
+    bypass = patch.bypass and _build_bypass(root, patch.bypass, len(built), patch, dtype)
     changes = Changes(root)
     for insertion, tuner in zip(patch.insertions, built, strict=True):
         changes.region(insertion.region).tuners()[insertion.label] = tuner
         carry_out(insertion.edit, insertion, changes)
+    if patch.bypass and bypass:
+        splice(patch.bypass, bypass, changes)
     changes.finish()
     return root
 
@@ -43,5 +47,16 @@ def _build(root: fx.GraphModule, insertion: Insertion, number: int, patch: Patch
         method=insertion.edit.method,
         seed=None if patch.seed is None else patch.seed + number,
         dtype=dtype,
-        device=next((p.device for p in root.parameters()), torch.device("cpu")),
+        device=_device(root),
     )
+
+
+def _build_bypass(
+    root: fx.GraphModule, plan: BypassPlan, number: int, patch: Patch, dtype: torch.dtype
+) -> fx.GraphModule:
+    seed = None if patch.seed is None else patch.seed + number
+    return build_bypass(plan, seed=seed, dtype=dtype, device=_device(root))
+
+
+def _device(root: nn.Module) -> torch.device:
+    return next((p.device for p in root.parameters()), torch.device("cpu"))

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+from fxtune.rules.bypass import Bypass, Splice, Transition
 from fxtune.rules.file import TRAIN_WORDS, Rule, RuleFile
 from fxtune.rules.loading import RuleSet, RulesLike, load, shipped
 from fxtune.rules.where import Where
 
-__all__ = ["TRAIN_WORDS", "Rule", "RuleFile", "RuleSet", "RulesLike", "Where", "load", "schema", "shipped"]
+__all__ = [
+    "TRAIN_WORDS",
+    "Bypass",
+    "Rule",
+    "RuleFile",
+    "RuleSet",
+    "RulesLike",
+    "Splice",
+    "Transition",
+    "Where",
+    "load",
+    "schema",
+    "shipped",
+]
 
 
 def schema() -> dict[str, Any]:

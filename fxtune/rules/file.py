@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from fxtune.patterns import OpSets, PatternSpec, Words
+from fxtune.rules.bypass import Bypass
+from fxtune.rules.insert import Insert
 from fxtune.rules.where import Where
 from fxtune.source import nearest
 
@@ -17,23 +19,6 @@ TRAIN_WORDS = {
     "all": "every weight of the model, and the tuners",
 }
 """What `train` may name; every other entry is a glob over the model's parameter names."""
-
-Tuner = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-
-
-def _with_settings(insert: Any) -> Any:
-    """``res_adapter`` and ``{res_adapter: null}`` as ``{res_adapter: {}}``."""
-    if isinstance(insert, str):
-        return {insert: {}}
-    if isinstance(insert, dict):
-        return {name: {} if settings is None else settings for name, settings in insert.items()}
-    return insert
-
-
-def _just_one(insert: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    if len(insert) != 1:
-        raise ValueError(f"expected exactly one tuner, with its settings, not {len(insert)}; write one rule for each")
-    return insert
 
 
 def _no_slip(train: list[str]) -> list[str]:
@@ -62,11 +47,7 @@ class Rule(BaseModel):
         "of on the unit; the dots before a name may be left out where it is unique: [q_proj, v_proj]",
     )
     where: Where = Field(default=Where(), description="which of the pattern's sites; all of them when left out")
-    insert: Annotated[
-        dict[Tuner, dict[str, Any]],
-        BeforeValidator(_with_settings, json_schema_input_type=Tuner | dict[Tuner, dict[str, Any] | None]),
-        AfterValidator(_just_one),
-    ] = Field(description="one tuner: its name, or {name: {setting: value}}")
+    insert: Insert = Field(description="one tuner: its name, or {name: {setting: value}}")
     reads: Literal["input", "output"] = Field(
         default="input", description="what the tuner reads: the operation's input (Eq. 7) or its output (Eq. 6)"
     )
@@ -111,6 +92,9 @@ class RuleFile(BaseModel):
         + "; or globs over parameter names such as '*.bias'",
     )
     rules: list[Rule] = Field(default=[], description="the rules; each inserts one tuner at the sites of one pattern")
+    bypass: Bypass | None = Field(
+        default=None, description="a detached bypass beside the whole network; at most one in all rule sets of a model"
+    )
     ops: OpSets = Field(default={}, description="named sets of operators, for the patterns of this file")
     patterns: dict[str, PatternSpec] = Field(
         default={}, description="patterns of this file's own, by name, for `at`; they may use the shipped ones"

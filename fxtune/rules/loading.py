@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from fxtune import source
 from fxtune.errors import RuleError
 from fxtune.patterns import PatternSpec
 from fxtune.resources import rules_dir
+from fxtune.rules.bypass import Bypass
 from fxtune.rules.file import Rule, RuleFile
 from fxtune.source import Document
 
@@ -26,11 +27,16 @@ class RuleSet:
     train: tuple[str, ...]
     """Words of `TRAIN_WORDS` and globs over parameter names."""
     rules: tuple[Rule, ...]
+    bypass: Bypass | None
     ops: Mapping[str, Sequence[str]]
     patterns: Mapping[str, PatternSpec]
     """Patterns of the file's own; they lie in `document` at ``("patterns", name)``."""
     document: Document
     origin: Literal["shipped", "file", "dict"]
+
+    def completed(self, **hints: Any) -> RuleSet:
+        """With what its bypass leaves open filled in (`Bypass.completed`)."""
+        return self if self.bypass is None else replace(self, bypass=self.bypass.completed(**hints))
 
     def place(self, rule: int, *more: str | int) -> str:
         """Where rule number `rule` (or a part of it) was written: ``file:line:col``."""
@@ -90,5 +96,13 @@ def _is_path(text: str) -> bool:
 def _read(document: Document, origin: Literal["shipped", "file", "dict"]) -> RuleSet:
     file = document.validate(RuleFile)
     return RuleSet(
-        file.name, file.about, tuple(file.train), tuple(file.rules), file.ops, file.patterns, document, origin
+        file.name,
+        file.about,
+        tuple(file.train),
+        tuple(file.rules),
+        file.bypass,
+        file.ops,
+        file.patterns,
+        document,
+        origin,
     )

@@ -47,8 +47,10 @@ class Where(BaseModel):
     width: Annotated[StrictInt | StrictStr, AfterValidator(_one_width)] | None = Field(
         default=None, description="the channels of the site: 768, or a range '320..640'"
     )
-    path: str | None = Field(
-        default=None, description="a glob over the site's module path, case and all; * also runs across dots: '*.attn2'"
+    path: str | list[str] | None = Field(
+        default=None,
+        description="a glob over the site's module path, case and all, or several of which one must fit; * also runs "
+        "across dots: '*.attn2'",
     )
     variant: str | None = Field(default=None, description="the variant of the pattern that matched")
 
@@ -68,11 +70,15 @@ class Where(BaseModel):
             return f"{_place('stage', stage)} is not among stages {self.stages}"
         if self.width is not None and not _within(width, str(self.width)):
             return f"width {width} is not {self.width}"
-        if self.path is not None and not fnmatchcase(path, self.path):
+        if self.path is not None and not any(fnmatchcase(path, glob) for glob in _listed(self.path)):
             return f"module path {path!r} does not fit {self.path!r}"
         if self.variant is not None and variant != self.variant:
             return f"variant {variant!r} is not {self.variant!r}"
         return None
+
+
+def _listed(globs: str | list[str]) -> list[str]:
+    return [globs] if isinstance(globs, str) else globs
 
 
 def _within(number: int | None, numbers: NumberSet) -> bool:

@@ -54,6 +54,11 @@ def _has_statistics(node: Node) -> bool:
     return body is not None and tracks_statistics(body)
 
 
+def still_modules(root: nn.Module) -> list[nn.Module]:
+    """The modules of the trunk of a bypass, which is never in training mode."""
+    return list({id(module): module for _, node, module in leaf_calls(root) if node.meta.get("still")}.values())
+
+
 def freeze(module: nn.Module) -> None:
     """Keep a module in eval mode, whoever calls train() on it or above it."""
     module.__dict__["train"] = functools.partial(_train_below, module)

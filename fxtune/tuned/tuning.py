@@ -15,7 +15,7 @@ from fxtune.errors import InputError
 from fxtune.tracing import Region
 from fxtune.tuned.checkpointing import checkpoint_blocks, keep_activations
 from fxtune.tuned.hooks import share_hooks
-from fxtune.tuned.modes import batch_norms, follow, freeze, moving_buffers
+from fxtune.tuned.modes import batch_norms, follow, freeze, moving_buffers, still_modules
 from fxtune.tuned.observing import observed_capture
 from fxtune.tuned.ownership import make_private
 from fxtune.tuned.report import Report
@@ -95,7 +95,7 @@ class Tuning:
         written = {id(buffer) for buffer in moving_buffers(graph, statistics=not frozen)}
         if written:
             make_private(self.original, self.trees(), lambda _, tensor: id(tensor) in written)
-        for module in batch_norms(graph) if frozen else ():
+        for module in [*(batch_norms(graph) if frozen else ()), *still_modules(graph)]:
             freeze(module)
         # A further graph shares Regions with the first, whose modes may have been set one by one.
         follow(graph, self.twin if graph is self.first else self.first)

@@ -16,17 +16,22 @@ from fxtune.tuners import (  # noqa: F401 - importing registers them
     vpt,
 )
 from fxtune.tuners.attaching import attached_by
-from fxtune.tuners.building import build, refusal, settings
+from fxtune.tuners.building import build, drawn, refusal, settings
+from fxtune.tuners.bypass import ChannelMap, GatedSplice, Mix
 from fxtune.tuners.placement import Placement
 from fxtune.tuners.registry import joins_rows, maps_widths, names, offers, shipped, spans_sites, tuner
 from fxtune.tuners.resolving import resolve
 from fxtune.tuners.rows import RowsInSoftmax, rows_through
 
 __all__ = [
+    "ChannelMap",
+    "GatedSplice",
+    "Mix",
     "Placement",
     "RowsInSoftmax",
     "attached_by",
     "build",
+    "drawn",
     "joins_rows",
     "maps_widths",
     "names",

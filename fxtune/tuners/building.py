@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,10 +64,21 @@ def build(
     values = checked(entry, source.from_data(settings, name))
     if place.kind in entry.refuses:
         raise RuleError(f"The tuner {name!r} does not go on {place.kind!r}", found=entry.refuses[place.kind])
+    return attached(drawn(lambda: entry.cls(place, **values), seed=seed, dtype=dtype, device=device), method)
+
+
+def drawn(
+    make: Callable[[], nn.Module],
+    *,
+    seed: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """A module with new weights, drawn as `build` says; `make` makes it."""
     target = torch.device(device)
     with _drawing(target, seed):
-        module = entry.cls(place, **values)
-    return attached(module, method).to(device=target, dtype=dtype)
+        module = make()
+    return module.to(device=target, dtype=dtype)
 
 
 @contextmanager

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fxtune import source
 from fxtune.errors import RuleError, SourceError
-from fxtune.rules import Rule, RuleSet, Where
+from fxtune.rules import Bypass, Rule, RuleSet, Where
+from fxtune.source import Loc
 from fxtune.tuners.building import checked
 from fxtune.tuners.registry import Entry, find
+
+Insert = Mapping[str, Mapping[str, Any]]
+RuleOrBypass = TypeVar("RuleOrBypass", Rule, Bypass)
 
 
 def resolve(rule_sets: Sequence[RuleSet], overrides: Mapping[str, Any] | None = None) -> list[RuleSet]:
@@ -24,24 +28,29 @@ def resolve(rule_sets: Sequence[RuleSet], overrides: Mapping[str, Any] | None = 
             knows an override.
     """
     for rule_set in rule_sets:
-        for i, rule in enumerate(rule_set.rules):
-            _check(rule_set, i, rule)
+        for insert, loc in _inserts(rule_set):
+            _check(rule_set, insert, loc)
     plain = source.from_data(overrides or {}).data
     conditions = {name: value for name, value in plain.items() if name in Where.model_fields}
     settings = {name: value for name, value in plain.items() if name not in conditions}
-    entries = {rule.tuner: find(rule.tuner) for rule_set in rule_sets for rule in rule_set.rules}
+    entries = {name: find(name) for rule_set in rule_sets for insert, _ in _inserts(rule_set) for name in insert}
     _check_overrides(settings, conditions, entries.values())
-    return [
-        replace(rule_set, rules=tuple(_overridden(rule, settings, conditions, entries) for rule in rule_set.rules))
-        for rule_set in rule_sets
-    ]
+    return [_overridden(rule_set, settings, conditions, entries) for rule_set in rule_sets]
 
 
-def _check(rule_set: RuleSet, index: int, rule: Rule) -> None:
-    loc = ("rules", index, "insert", rule.tuner)
-    entry = find(rule.tuner, where=rule_set.document.where(loc, key=True))
-    if rule.settings:
-        checked(entry, rule_set.document, loc)
+def _inserts(rule_set: RuleSet) -> Iterator[tuple[Insert, Loc]]:
+    """Every tuner with its settings, and where it stands."""
+    for i, rule in enumerate(rule_set.rules):
+        yield rule.insert, ("rules", i, "insert")
+    for side, insert in rule_set.bypass.tuners.items() if rule_set.bypass else ():
+        yield insert, ("bypass", side)
+
+
+def _check(rule_set: RuleSet, insert: Insert, loc: Loc) -> None:
+    for name, settings in insert.items():
+        entry = find(name, where=rule_set.document.where((*loc, name), key=True))
+        if settings:
+            checked(entry, rule_set.document, (*loc, name))
 
 
 def _check_overrides(settings: Mapping[str, Any], conditions: Mapping[str, Any], entries: Collection[Entry]) -> None:
@@ -65,8 +74,21 @@ def _check_overrides(settings: Mapping[str, Any], conditions: Mapping[str, Any],
 
 
 def _overridden(
-    rule: Rule, settings: Mapping[str, Any], conditions: Mapping[str, Any], entries: Mapping[str, Entry]
-) -> Rule:
-    own = {name: value for name, value in settings.items() if name in entries[rule.tuner].settings}
-    where = rule.where.model_copy(update=conditions)
-    return rule.model_copy(update={"insert": {rule.tuner: {**rule.settings, **own}}, "where": where})
+    rule_set: RuleSet, settings: Mapping[str, Any], conditions: Mapping[str, Any], entries: Mapping[str, Entry]
+) -> RuleSet:
+    def changed(insert: Insert) -> Insert:
+        return {
+            name: {**given, **{key: value for key, value in settings.items() if key in entries[name].settings}}
+            for name, given in insert.items()
+        }
+
+    def one(rule: RuleOrBypass, inserts: Mapping[str, Insert]) -> RuleOrBypass:
+        where = rule.where.model_copy(update=conditions)
+        return rule.model_copy(update={"where": where, **{key: changed(insert) for key, insert in inserts.items()}})
+
+    bypass = rule_set.bypass
+    return replace(
+        rule_set,
+        rules=tuple(one(rule, {"insert": rule.insert}) for rule in rule_set.rules),
+        bypass=bypass and one(bypass, bypass.tuners),
+    )
