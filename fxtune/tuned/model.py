@@ -15,6 +15,7 @@ from fxtune.tuned.attributes import attribute_of_original, tuned_class
 from fxtune.tuned.checkpointing import CheckpointingNames
 from fxtune.tuned.copying import copied_state, dump_state, load_state
 from fxtune.tuned.gates import gates, prompt_rows
+from fxtune.tuned.gradients import GradientReport, gradient_report
 from fxtune.tuned.groups import parameter_groups
 from fxtune.tuned.guard import run
 from fxtune.tuned.hooks import refuse_dead_hooks
@@ -106,6 +107,10 @@ class TunedModel(CheckpointingNames, nn.Module):
     def report(self) -> Report:
         """Where each rule matched, what nearly matched and why not, and the weights added. Print it."""
         return self._fxtune.report.counted(*_counts(self))
+
+    def gradient_report(self) -> GradientReport:
+        """Which weights a gradient can reach, as the graph states it: none of the trunk beside a bypass. Print it."""
+        return gradient_report(self.graph_module)
 
     def print_trainable_parameters(self) -> None:
         """Print the number of weights that train, in PEFT's words."""
