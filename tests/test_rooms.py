@@ -26,6 +26,7 @@ ROOMS = [
     "tuners",
     "planning",
     "rewriting",
+    "splitting",
     "tuned",
     "inspection",
     "names",

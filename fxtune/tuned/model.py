@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fxtune.errors import InputError, UnsupportedModelError
+from fxtune.splitting import Features
 from fxtune.tracing import Region
 from fxtune.tuned.attributes import attribute_of_original, tuned_class
 from fxtune.tuned.checkpointing import CheckpointingNames
@@ -18,6 +19,7 @@ from fxtune.tuned.gates import gates, prompt_rows
 from fxtune.tuned.gradients import GradientReport, gradient_report
 from fxtune.tuned.groups import parameter_groups
 from fxtune.tuned.guard import run
+from fxtune.tuned.halves import split_for, split_of
 from fxtune.tuned.hooks import refuse_dead_hooks
 from fxtune.tuned.observing import RUN_HOOKS
 from fxtune.tuned.ownership import apply_once, make_private, set_trainable
@@ -153,6 +155,31 @@ class TunedModel(CheckpointingNames, nn.Module):
             PlanError: there are none.
         """
         return prompt_rows(self, lambda: self(*args, **kwargs))
+
+    def compute_features(self, *args: Any, **kwargs: Any) -> Features:
+        """The values of the trunk that a detached bypass and the tail read, for these inputs of the model.
+
+        The trunk runs without gradients and in evaluation mode, whatever the model's. Hooks of captured modules
+        (``tuned.blocks[0]``) do not run, those of leaves do.
+
+        Returns:
+            Name of the value (module path, and its name there) -> tensor.
+
+        Raises:
+            PlanError: there is no bypass.
+        """
+        return split_for(self._fxtune, args, kwargs).features(*args, **kwargs)
+
+    def from_features(self, features: Mapping[str, torch.Tensor]) -> Any:
+        """What the model returns, from what `compute_features` gave: bypass and tail run alone.
+
+        ``tuned.from_features(tuned.compute_features(x))`` is ``tuned(x)``, bit for bit.
+
+        Raises:
+            PlanError: there is no bypass.
+            InputError: these are the features of another model, of other rules, or of inputs of another size.
+        """
+        return split_of(self._fxtune, features).output(features)
 
     def strip(self) -> nn.Module:
         """The original, bit-equal and with its flags as they were. The tuned model stays usable."""
