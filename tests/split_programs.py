@@ -41,6 +41,9 @@ class Program(nn.Module):
             values.append(self.step(kind, values[a % len(values)], values[b % len(values)]))
         return (*values[-2:], self.trained(values[-1]))
 
+    def extra_repr(self) -> str:
+        return f"{self.steps}"
+
     def step(self, kind: str, v: Tensor, w: Tensor) -> Tensor:
         match kind:
             case "frozen" | "trained":

@@ -19,7 +19,7 @@ from fxtune.errors import InputError, PlanError
 from fxtune.splitting import Split, split
 from fxtune.tracing import Region
 from fxtune.tuned import TunedModel
-from split_programs import WIDTH, Program, programs
+from split_programs import IN_PLACE, WIDTH, Program, programs
 
 
 def with_bypass(family: str, rules: str = "res_bypass", **settings: Any) -> TunedModel:
@@ -121,6 +121,59 @@ def test_a_part_does_not_cross_beside_the_whole() -> None:
     assert torch.equal(halves.output(halves.features(x)), model(x))
 
 
+def test_equal_parts_of_other_layouts_are_two_values() -> None:
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen, self.trained = nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.frozen(x)
+            return self.trained(y[:, :1]) + 2 * self.trained(y.transpose(1, 2)[:, :1])
+
+    model, x = Reading(), torch.randn(3, 4, 4)
+    halves = halves_of(model, x)
+    assert len(halves.features(x)) == 2
+    assert torch.equal(halves.output(halves.features(x)), model(x))
+
+
+def test_what_is_overwritten_later_crosses_as_it_was_read() -> None:
+    class Overwriting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen, self.trained = nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.frozen(x)
+            part = y[:, 1:]
+            part.add_(1)
+            first = self.trained(y) + self.trained(part).mean(1, keepdim=True)
+            part.mul_(2)
+            return first * self.frozen(y).sum()
+
+    model, x = Overwriting(), torch.randn(3, 4, 4)
+    halves = halves_of(model, x)
+    with torch.no_grad():
+        assert torch.equal(halves.output(halves.features(x)), model(x))
+
+
+@pytest.mark.parametrize("trained_writes", [False, True])
+def test_what_cannot_be_parted_is_refused(trained_writes: bool) -> None:
+    class Entangled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen, self.trained = nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.frozen(x)
+            first = self.trained(y)
+            y[:, 1:].add_(first[:, 1:] if trained_writes else 1)
+            return first + self.trained(y)
+
+    with pytest.raises(PlanError, match="written"):
+        halves_of(Entangled(), torch.randn(3, 4, 4))
+
+
 def test_a_size_is_told_by_what_crosses_anyway() -> None:
     class Sized(nn.Module):
         def __init__(self) -> None:
@@ -156,6 +209,8 @@ def test_any_graph_can_be_cut(program: Program) -> None:
     except PlanError as error:
         assume("written" not in str(error))
         raise
+    # A value that is overwritten later crosses as a copy, whose strides and alignment kernels may go by.
+    tolerance = 1e-5 if any(kind in IN_PLACE for kind, *_ in program.steps) else 0.0
     for training in (False, True):
         program.train(training)
         torch.manual_seed(0)
@@ -164,9 +219,9 @@ def test_any_graph_can_be_cut(program: Program) -> None:
         torch.manual_seed(0)
         theirs = graph(x)
         if not training or all(kind != "dropped" for kind, *_ in program.steps):  # noise is drawn in another order
-            assert_same(ours, theirs)
+            torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
             a, b = gradients(program, total(ours)), gradients(program, total(theirs))
-            assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in b)
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
 def total(values: tuple[Tensor, ...]) -> Tensor:

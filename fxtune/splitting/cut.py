@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import torch
 from torch import fx, nn
 
 from fxtune.errors import PlanError
@@ -28,7 +29,7 @@ class Cut:
         root: its module.
 
     Raises:
-        PlanError: the trunk reads memory that the branch has written to.
+        PlanError: the branch writes to the trunk's memory.
     """
 
     def __init__(self, graph: fx.Graph, root: nn.Module) -> None:
@@ -68,11 +69,20 @@ class Cut:
             return None
         return self.standing_for(_source(value))
 
-    def first_reader(self, value: fx.Node) -> fx.Node:
-        """The branch's first node that reads a value, or what rearranges it."""
-        return next(
-            node for node in self._readers() if any(self.standing_for(v) is value for v in self._tensors_of(node))
-        )
+    def must_be_saved(self, value: fx.Node) -> fx.Node | None:
+        """The node before which a value that crosses must be copied, because it is written to later.
+
+        Raises:
+            PlanError: it is written to between two nodes of the branch that read it.
+        """
+        writers = self.memory.writers(value)
+        if not writers:
+            return None
+        readers = [n for n in self._readers() if any(self.standing_for(v) is value for v in self._tensors_of(n))]
+        for writer in writers:
+            if readers and readers[0] < writer < readers[-1]:
+                raise _entangled(f"{_place(readers[-1])} reads what {_place(writer)} has written to")
+        return readers[0] if readers else None
 
     def _readers(self) -> list[fx.Node]:
         return [node for node in self.graph.nodes if self.in_branch(node)]
@@ -87,9 +97,11 @@ class Cut:
 
     def _first_alike(self, value: fx.Node) -> fx.Node:
         """A part that is taken several times is one value."""
-        source = self.source_of_part(value)
-        if source is None:
+        if self.source_of_part(value) is None:
             return value
+        source = _source(value)
+        while source.target is torch.ops.aten.detach.default:
+            source = _source(source)
         return self._alike.setdefault((source, str(value.target), f"{value.args[1:]} {value.kwargs}"), value)
 
     def _trains(self, node: fx.Node) -> bool:
@@ -100,19 +112,8 @@ class Cut:
 
     def _check_memory(self) -> None:
         for writer, owner in self.memory.written():
-            if writer not in self.branch or owner in self.branch:
-                continue
-            later = iter(self.graph.nodes)
-            for node in later:
-                if node is writer:
-                    break
-            for node in later:
-                if not self.in_branch(node) and any(self.memory.owner(v) is owner for v in node.all_input_nodes):
-                    raise PlanError(
-                        "the trunk of a bypass cannot be told from what trains",
-                        found=f"{_place(node)} reads what {_place(writer)} has written to",
-                        fix="run the tuned model as a whole",
-                    )
+            if writer in self.branch and owner not in self.branch and owner.op != "get_attr":
+                raise _entangled(f"{_place(writer)} depends on what trains, and has written to {_place(owner)}")
 
 
 def weights(root: nn.Module, target: str) -> list[nn.Parameter]:
@@ -123,6 +124,14 @@ def weights(root: nn.Module, target: str) -> list[nn.Parameter]:
         return list(owner.get_submodule(name).parameters())
     parameter = owner._parameters.get(name)
     return [] if parameter is None else [parameter]
+
+
+def _entangled(found: str) -> PlanError:
+    return PlanError(
+        "the trunk of a model cannot be told from what trains",
+        found=found,
+        fix="run the tuned model as a whole",
+    )
 
 
 def _source(node: fx.Node) -> fx.Node:

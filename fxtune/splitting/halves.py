@@ -41,11 +41,9 @@ class Half:
         """What stands for a flat node here; weights are read when they are first wanted."""
         return self.env[node] if node in self.env else self.again(node)
 
-    def saved(self, node: fx.Node) -> fx.Node:
+    def copy_of(self, node: fx.Node) -> fx.Node:
         """A copy of a value as it is now: what is written to its memory later does not reach the copy."""
-        made = self.graph.call_function(torch.ops.aten.clone.default, (node,))
-        made.meta = dict(node.meta)
-        return made
+        return self.graph.call_function(torch.ops.aten.clone.default, (self.value(node),))
 
     def finish(self, results: Any) -> fx.Graph:
         """Closes what is open, and returns results."""
@@ -69,10 +67,10 @@ def write_trunk(cut: Cut, crossing: Sequence[fx.Node]) -> fx.Graph:
     saved: dict[fx.Node, fx.Node] = {}
     waiting: dict[fx.Node, list[fx.Node]] = defaultdict(list)
     for node in crossing:
-        if cut.memory.writers(node):  # it crosses as it is when the branch reads it
-            waiting[cut.first_reader(node)].append(node)
+        if (reader := cut.must_be_saved(node)) is not None:  # it crosses as it is when the branch reads it
+            waiting[reader].append(node)
     for node in cut.graph.nodes:
-        saved |= {value: half.saved(half.value(value)) for value in waiting[node]}
+        saved |= {value: half.copy_of(value) for value in waiting[node]}
         if node.op == "placeholder" or node in needed:
             half.copy(node)
     return half.finish(tuple(saved.get(node) or half.value(node) for node in crossing))
@@ -138,9 +136,8 @@ class _Branch(Half):
             self._last = self.graph.placeholder(node.name)
         self._last.meta = dict(node.meta)
         self.crossing.append(node)
-        overwritten = any(writer in self._cut.branch for writer in self._cut.memory.writers(node))
-        self.env[node] = self.saved(self._last) if overwritten else self._last
-        return self.env[node]
+        self.env[node] = self._last
+        return self._last
 
     def _worked_out(self, node: fx.Node) -> fx.Node:
         """A size, a device or a dtype, or what is computed of such; a tuple of tensors is made anew."""

@@ -25,8 +25,10 @@ Features: TypeAlias = dict[str, Tensor]
 class Split:
     """The two halves of a graph; both hold the tuned model's own weights and modules.
 
-    ``branch(trunk(x))`` is what the graph gives for ``x``, bit for bit, in either mode. Hooks of captured modules and
-    checkpointing of Blocks are no part of the halves; hooks of leaves (a Linear, a norm) are.
+    ``branch(trunk(x))`` is what the graph gives for ``x``, bit for bit, in either mode; if a value that crosses is
+    overwritten in place by the trunk, a copy crosses, and kernels that go by strides and alignment may round otherwise.
+    Hooks of captured modules and checkpointing of Blocks are no part of the halves; hooks of leaves (a Linear, a norm)
+    are.
 
     Attributes:
         trunk: the model's flat input tensors -> a tuple of the values that cross.
