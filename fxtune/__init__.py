@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fxtune.api import apply, inspect
     from fxtune.errors import (
+        CacheError,
         CaptureError,
         FxtuneError,
         InputError,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CacheError",
     "CaptureError",
     "Certificate",
     "FxtuneError",

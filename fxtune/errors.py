@@ -60,3 +60,7 @@ class PlanError(FxtuneError):
 
 class UntunedCallError(FxtuneError):
     """A call that would have run the model without its tuners."""
+
+
+class CacheError(FxtuneError):
+    """A feature cache cannot be made, or does not belong to what it is asked for."""

@@ -21,7 +21,8 @@ def blocks(language: str) -> list[str]:
     return [text for named, text in found if named == language]
 
 
-def test_the_python_runs() -> None:
+def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict[str, Any] = {}
     for block in blocks("python"):

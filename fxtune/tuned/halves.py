@@ -22,7 +22,7 @@ def split_for(state: Tuning, args: tuple[Any, ...], kwargs: dict[str, Any]) -> S
     Raises:
         PlanError: there is no bypass.
     """
-    _check_bypass(state)
+    check_bypass(state)
     return _split(state.graph_for("forward", args, kwargs))
 
 
@@ -33,7 +33,7 @@ def split_of(state: Tuning, features: Mapping[str, Tensor]) -> Split:
         PlanError: there is no bypass.
         InputError: there are no such halves.
     """
-    _check_bypass(state)
+    check_bypass(state)
     refused = []
     for graph in state.graphs["forward"]:
         halves = _split(graph)
@@ -54,7 +54,12 @@ def _split(graph: Region) -> Split:
     return _known[graph]
 
 
-def _check_bypass(state: Tuning) -> None:
+def check_bypass(state: Tuning) -> None:
+    """Refuses a model without a bypass.
+
+    Raises:
+        PlanError: there is none.
+    """
     if not has_bypass(state.first):
         raise PlanError(
             "this tuned model has no trunk that could run apart from what trains",

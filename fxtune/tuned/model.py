@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from fxtune.caching import FeatureCache, SplitBatch, cache_features
 from fxtune.errors import InputError, UnsupportedModelError
 from fxtune.splitting import Features
 from fxtune.tracing import Region
@@ -19,7 +21,7 @@ from fxtune.tuned.gates import gates, prompt_rows
 from fxtune.tuned.gradients import GradientReport, gradient_report
 from fxtune.tuned.groups import parameter_groups
 from fxtune.tuned.guard import run
-from fxtune.tuned.halves import split_for, split_of
+from fxtune.tuned.halves import check_bypass, split_for, split_of
 from fxtune.tuned.hooks import refuse_dead_hooks
 from fxtune.tuned.observing import RUN_HOOKS
 from fxtune.tuned.ownership import apply_once, make_private, set_trainable
@@ -180,6 +182,55 @@ class TunedModel(CheckpointingNames, nn.Module):
             InputError: these are the features of another model, of other rules, or of inputs of another size.
         """
         return split_of(self._fxtune, features).output(features)
+
+    def cache_features(
+        self,
+        dataloader: Iterable[Any],
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        views: int | None = None,
+        split_batch: SplitBatch | None = None,
+        shard_bytes: int = 2**28,
+    ) -> FeatureCache:
+        """Run the trunk over a dataset once and store what the bypass reads of it; epochs then run the bypass alone::
+
+            cache = tuned.cache_features(dataloader, "cache/")
+            for features, labels in cache.loader(batch_size=32, shuffle=True):
+                loss(tuned.from_features(features), labels).backward()
+
+        A folder with a finished cache is taken as it is, if it was made with this trunk's weights, this preprocessing
+        (the first samples' inputs are compared), and of the values that this bypass reads: tuners of another kind or
+        size can use it, too. A half-made one is completed. What is read from it is what the trunk computed, in batches
+        of the dataloader's size, bit for bit unless `dtype` rounds it; in batches of another size a trunk's matrix
+        products may round otherwise (about 1e-6 relative in float32).
+
+        Args:
+            dataloader: gives batches again each time it is gone through. The model's inputs are a mapping's entries
+                that it was captured with, or the first item of a tuple, or the batch itself; everything else (labels)
+                is stored too. A shuffled `DataLoader` is read in its dataset's order.
+            folder: where the cache lies.
+            dtype: in which floating features are stored; they are read in their own again.
+            views: how many times each sample is stored, with other random augmentation; None where it does not vary.
+            split_batch: takes a batch apart into the model's inputs (in the forms of `example_inputs`) and the rest.
+            shard_bytes: about how large a file gets; so much is lost at most by an interruption.
+
+        Raises:
+            PlanError: there is no bypass.
+            CacheError: data that vary at random without `views`; a cache that was made of something else; samples that
+                are not alike; too little disk.
+        """
+        check_bypass(self._fxtune)
+        return cache_features(
+            lambda args, kwargs: split_for(self._fxtune, args, kwargs),
+            self.graph_module.signature,
+            dataloader,
+            folder,
+            dtype=dtype,
+            views=views,
+            split_batch=split_batch,
+            shard_bytes=shard_bytes,
+        )
 
     def strip(self) -> nn.Module:
         """The original, bit-equal and with its flags as they were. The tuned model stays usable."""

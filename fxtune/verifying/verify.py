@@ -14,6 +14,7 @@ from torch import nn
 from fxtune.api import RulesLike
 from fxtune.errors import FxtuneError, PlanError
 from fxtune.names import resolve
+from fxtune.progress import progress
 from fxtune.rules import load
 from fxtune.tuned import TunedModel
 from fxtune.verifying.breach import breach
@@ -22,7 +23,6 @@ from fxtune.verifying.comparing import EXACT, Key, Measured
 from fxtune.verifying.computing import compute
 from fxtune.verifying.example import Example
 from fxtune.verifying.pair import Pair
-from fxtune.verifying.progress import progress
 
 _SEEDS = 2**31
 
