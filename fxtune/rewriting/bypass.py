@@ -87,6 +87,7 @@ def splice(plan: BypassPlan, bypass: nn.Module, changes: Changes) -> None:
     behind = max((*detached, output))
     result = growing.behind(behind, plan.target, tuple(detached))
     growing.replace(plan.output.tap.node, readers, result)
+    growing.drop(output)  # where it is no stem, the sites behind the last one are for nothing
     _keep_still(plan, changes)
     _detach_inputs(plan, changes)
 
@@ -105,7 +106,7 @@ def _detach_inputs(plan: BypassPlan, changes: Changes) -> None:
         detached = root.behind(given, torch.ops.aten.detach.default, (given,))
         detached.meta["val"] = given.meta.get("val")
         for reader in readers:
-            root.current(reader).replace_input_with(given, detached)
+            root.operation(reader).replace_input_with(given, detached)
 
 
 # ---- one level -------------------------------------------------------------------------------------------------------
