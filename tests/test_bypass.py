@@ -397,7 +397,9 @@ UNIT = {"unit": {"in": "x", "out": "y", "dataflow": "y = add(x, tanh(linear(x)))
     [
         ({"bypass": {"along": "nothing_like_this"}}, {}, fxtune.PatternError, "nothing_like_this"),
         ({"bypass": {"along": "conv_mixer"}}, {}, fxtune.MatchError, "has no stem"),
-        ({"bypass": {"stems": {"blocks": "7.."}}}, {}, fxtune.MatchError, "block 0 is not among"),
+        ({"bypass": {"stems": {"blocks": "7.."}}}, {}, fxtune.MatchError, "names block 7, and there are 2"),
+        ({"bypass": {"where": {"drop": [2]}}}, {}, fxtune.MatchError, "names block 2, and there are 2"),
+        ({"bypass": {"stems": {"path": "head*"}}}, {}, fxtune.MatchError, "does not fit 'head*'"),
         ({"bypass": {"along": "mha"}}, {}, fxtune.PlanError, "flow back into the trunk"),
         ({"bypass": {"along": "ffn"}}, {}, fxtune.PlanError, "flow back into the trunk"),
         ("res_bypass", {"form": "original"}, fxtune.RuleError, "never tangled"),

@@ -11,6 +11,7 @@ from torch import fx
 from fxtune.errors import MatchError, PlanError
 from fxtune.matching import Port, Site, Sites
 from fxtune.planning.bypass import BypassPlan, Level, Resize
+from fxtune.planning.choose import check_numbers
 from fxtune.planning.place import Places
 from fxtune.planning.stems import Stems
 from fxtune.planning.trunk import Trunk
@@ -76,9 +77,12 @@ def _check_tuners(bypass: Bypass, where: str) -> None:
 
 def _chosen(bypass: Bypass, sites: Sites, every: Sequence[Site], where: str) -> list[Site]:
     """The sites that are stems; `blocks` counts the sites of the pattern."""
+    stages = 1 + max((site.stage for site in every if site.stage is not None), default=-1)
+    check_numbers(bypass.stems, len(every), stages, where)
     refused = [(site, bypass.stems.refusal(**{**site.facts(), "block": i})) for i, site in enumerate(every)]
     chosen = [site for site, reason in refused if reason is None]
     if chosen:
+        check_numbers(bypass.where, len(chosen), stages, where)
         return chosen
     assert bypass.along
     details = [f"{site.path}: {reason}" for site, reason in refused if reason is not None][:10]

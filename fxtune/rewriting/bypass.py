@@ -45,7 +45,9 @@ def build_bypass(
 ) -> Region:
     """The bypass as a graph of its own: x_0 to x_L, detached, to what stands for x_L.
 
-    Its levels are graphs too, each ``(x_(l-1)', x_l) -> x_l'``.
+    Its levels are graphs too, each ``(x_(l-1)', x_l) -> x_l'``. Kept for the backward pass are its inputs alone: then
+    the chain of x_l' is computed again, and each level once more when its turn comes. (To keep the chain, too, would
+    take as much again as the stems do; to keep each level's own activations several times that.)
 
     Args:
         plan: what it consists of.
@@ -145,7 +147,9 @@ def _region(title: str, graph: fx.Graph, children: Mapping[str, nn.Module]) -> R
     home = nn.Module()
     for name, child in children.items():
         home.add_module(name, child)
-    return Region.restore(title, graph, dict(home.__dict__))
+    region = Region.restore(title, graph, dict(home.__dict__))
+    region.recomputed = True
+    return region
 
 
 def resized(x: Tensor, like: Tensor, axis: int, axis_like: int, how: str) -> Tensor:
