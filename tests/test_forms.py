@@ -49,7 +49,6 @@ REFUSED: dict[tuple[str, str], str] = {
     ("vpt_deep", "unet"): "it has no attention",  # its first Block is a resnet block
     ("vpt_deep", "bart"): "made for the tokens alone",  # in the original form, on the way through cross-attention
     ("vpt_deep", "t5"): "made for the tokens alone",
-    ("lora", "eva"): "weights are computed",  # the bias of the fused projection is put together of three
     ("bitfit", "llama"): "no rule of bitfit matched anything",  # no biases
     ("bitfit", "t5"): "no rule of bitfit matched anything",
     ("bitfit", "qwen3"): "no rule of bitfit matched anything",

@@ -63,18 +63,21 @@ class InWeights:
         weight: name of its weight from the region on; None where it has none, likewise `bias`.
         bias: likewise.
         layout: how the model stores the weight.
+        computed: the operator's argument that holds a bias which is computed; else None.
     """
 
     node: str
     weight: str | None
     bias: str | None
     layout: WeightLayout
+    computed: str | None = None
 
     method: ClassVar[str] = "in_weights"
 
     def told(self, tuner: str) -> str:
         """The edit in a line."""
-        return f"{self.node} computes with {tuner}({self.weight}, {self.bias})"
+        bias = self.bias if self.computed is None else "computed bias"
+        return f"{self.node} computes with {tuner}({self.weight}, {bias})"
 
 
 @dataclass(frozen=True)
