@@ -15,6 +15,7 @@ from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from timm.models.vision_transformer import VisionTransformer
 from torch import fx, nn
+from torch.nn import functional as F
 
 import fxtune
 from effort import examples
@@ -42,13 +43,9 @@ rewriting_with_rows_of = rewriting_prompted.with_rows_of
 
 SIZED = ("prefix", "prompt", "vpt_deep")
 
-CAUSAL = ("gpt2", "llama", "qwen3")
-
 REFUSED: dict[tuple[str, str], str] = {
     ("vpt_deep", "swin"): "not batch x tokens x channels",  # windows of a grid
     ("vpt_deep", "unet"): "it has no attention",  # its first Block is a resnet block
-    ("vpt_deep", "bart"): "made for the tokens alone",  # in the original form, on the way through cross-attention
-    ("vpt_deep", "t5"): "made for the tokens alone",
     ("bitfit", "llama"): "no rule of bitfit matched anything",  # no biases
     ("bitfit", "t5"): "no rule of bitfit matched anything",
     ("bitfit", "qwen3"): "no rule of bitfit matched anything",
@@ -115,7 +112,7 @@ class ByHand(nn.Module):
         found = [(self.paths[label], tuner) for label, tuner in self.tuners.items()]
         if self.method == "vpt_deep":
             prompts = {block_of(path): tuner.prompts for path, tuner in found}
-            with rows_in_blocks(self.model, prompts, causal=self.captured.case.name in CAUSAL):
+            with rows_in_blocks(self.model, prompts):
                 return self.model(**inputs)
         with more_keys([self._keys_and_values(path, tuner) for path, tuner in found]):
             return self.model(**inputs)
@@ -181,6 +178,27 @@ def test_a_sequence_first_model_is_refused_rows() -> None:
     model = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
     with pytest.raises(fxtune.PlanError, match="tokens x batch x channels"):
         fxtune.apply(model, "prompt", example_inputs={"src": torch.randn(7, 2, 16)})
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_rows_see_a_context_that_is_hidden_from_the_tokens(attention: str) -> None:
+    bart = planted("bart", layers=2, attention=attention, padded=True)
+    unbound, original = bart.both(METHODS["vpt_deep"], tokens=3)
+    inputs = bart.inputs()[0]
+    inputs["attention_mask"][1] = 0
+    outputs, gradients = apart(run(original, inputs), run(unbound, inputs))  # infinite where one is not finite
+    assert outputs <= 1e-12 and gradients <= 1e-10
+
+
+def test_rows_leave_the_softmax_of_a_masked_context_alone() -> None:
+    """In the original form they pass through it as queries, whose mask must have their rows."""
+    bart = planted("bart", layers=1, attention="eager", padded=True)
+    vpt = {"at": "block", "insert": "vpt"}
+    prefix = {"at": "mha", "where": {"path": "decoder.layers.*.encoder_attn"}, "insert": "res_prefix"}
+    for rules in ([vpt, prefix], [prefix, vpt]):
+        assert tuners(bart.tuned({"rules": rules}, "unbound"))
+        with pytest.raises(fxtune.PlanError, match="does already"):
+            bart.tuned({"rules": rules}, "original")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -339,6 +357,14 @@ def test_a_forgotten_mask_is_caught(method: str, monkeypatch: pytest.MonkeyPatch
     attention = module.unbound_attention
     monkeypatch.setattr(module, "unbound_attention", lambda *a, **k: attention(*a, **{**k, "mask": None}))
     assert disagreement(bert, method) > 1e-3
+
+
+def test_mask_rows_for_the_wrong_queries_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In cross-attention on the way of the rows the mask gets rows: behind those of the tokens, not before them."""
+    bart = planted("bart", layers=1, attention="sdpa", padded=True)
+    assert disagreement(bart, "vpt_deep", "original") <= 1e-12
+    monkeypatch.setattr(rewriting_prompted, "with_query_rows", lambda mask, many: F.pad(mask, (0, 0, many, 0), value=1))
+    assert disagreement(bart, "vpt_deep", "original") > 1e-3
 
 
 def test_an_untuned_call_of_a_shared_layer_is_caught() -> None:

@@ -45,10 +45,10 @@ def _weights(view: View, node: int) -> Weights | None:
     if (weight is None and bias is None) or scaled:
         return None
     weight_name, bias_name = _own(view, node, weight, turned=True), _own(view, node, bias, turned=False)
-    computed = bias is not None and bias_name is None
-    if (weight is not None and weight_name is None) or (computed and len(bias.shape) != 1):
+    computed = bias if bias_name is None else None
+    if (weight is not None and weight_name is None) or (computed is not None and len(computed.shape) != 1):
         return None
-    return Weights(weight_name, bias_name, _layout(view, node, weight), named[1] if computed else None)
+    return Weights(weight_name, bias_name, _layout(view, node, weight), None if computed is None else named[1])
 
 
 def _arguments(value: Value) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from fxtune.errors import PlanError
 from fxtune.matching import Attention, Site, Sites
 from fxtune.planning.asides import find_asides
 from fxtune.planning.core import core_edit
-from fxtune.planning.edits import Aside, Core, Cut, Join, Prompted, Resize
+from fxtune.planning.edits import Aside, Core, Cut, Join, MaskRows, Prompted, Resize
 from fxtune.planning.joining import find_join
+from fxtune.planning.masks import mask_rows
 from fxtune.planning.place import Places
 from fxtune.planning.rows import Way, way
 from fxtune.view import Tap, View
@@ -44,15 +45,16 @@ def prompts_at(sites: Sites, places: Places, site: Site, method: str) -> Prompts
     """
     planner = _Planner(sites, places, site, site)
     attention, start, unbound = planner.attention, planner.start(), method == "attend"
+    masks: tuple[MaskRows, ...] = ()
     if planner.own and attention.cross:
         found = planner.way(start, [attention.k, attention.v], {})  # the context's rows end there
     elif unbound:
         found = planner.way(start, [attention.q, attention.k, attention.v], {})
     else:
         found = planner.way(start, [attention.q, attention.k, attention.v, planner.end], planner.cores())
-        planner.check_further(found)
+        masks = tuple(planner.masks(found))
     region, core = planner.core(planner.inner[0], method)
-    return planner.prompts(region, start, found, ((region, core),), cut=planner.end in found.values)
+    return planner.prompts(region, start, found, ((region, core),), cut=planner.end in found.values, masks=masks)
 
 
 def prompts_through(sites: Sites, places: Places, run: Sequence[Site], method: str) -> Prompts:
@@ -112,18 +114,25 @@ class _Planner:
             raise self.refused("it is tokens x batch x channels: the attention's batch axis comes from its second")
         return found
 
-    def check_further(self, found: Way) -> None:
-        """Through a second attention of the unit rows go as queries alone, and only where no mask counts queries."""
+    def masks(self, found: Way) -> Iterator[MaskRows]:
+        """What must get rows at further attentions of the unit: they go through them as queries alone."""
         for site, inner in zip(self.inner[1:], self.attentions[1:], strict=True):
             if inner.core not in found.values:
                 continue
-            masked = inner.mask is not None or bool(self.core(site, "attend_original")[1].biases)
-            if inner.k in found.values or masked:
-                what = "reads the rows, too" if inner.k in found.values else "has a mask made for the tokens alone"
-                raise self.refused(f"on their way to its end the attention at `{site.path}` {what}")
+            region, core = self.core(site, "attend_original")
+            if inner.k in found.values:
+                raise self.refused(f"on their way to its end the attention at `{site.path}` reads the rows, too")
+            yield from mask_rows(self.view, self.places, inner, region, core, self.refused)
 
     def prompts(
-        self, region: str | None, start: int, found: Way, cores: tuple[tuple[str, Core], ...], *, cut: bool
+        self,
+        region: str | None,
+        start: int,
+        found: Way,
+        cores: tuple[tuple[str, Core], ...],
+        *,
+        cut: bool,
+        masks: tuple[MaskRows, ...] = (),
     ) -> Prompts:
         join = find_join(self.view, self.places, start, found.values, region, self._unit)
         edit = Prompted(
@@ -133,6 +142,7 @@ class _Planner:
             resized=tuple(resize for resize in found.resized if self._written_down(resize)),
             bypasses=tuple(found.bypasses),
             asides=tuple(self._asides(found, join, end=self.end if cut else None)),
+            masks=masks,
             cut=self._cut(found) if cut else None,
             stays=region is None,
         )
