@@ -201,6 +201,32 @@ def test_rows_leave_the_softmax_of_a_masked_context_alone() -> None:
             bart.tuned({"rules": rules}, "original")
 
 
+class LooksUp(nn.Module):
+    """Attention whose keys are shifted by entries of a table: by one for all tokens, or by what each token is."""
+
+    def __init__(self, by_token: bool) -> None:
+        super().__init__()
+        self.by_token = by_token
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+        self.table = nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (projection(x).unflatten(-1, (2, 4)).transpose(1, 2) for projection in (self.q, self.k, self.v))
+        index = k.clamp(0, 2).to(torch.long) if self.by_token else torch.tensor([2])
+        k = k + self.table[index, 0] if self.by_token else k[:, :, :, [3, 2, 1, 0]] + self.table[index]
+        out: torch.Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+
+def test_a_part_taken_by_what_a_token_is_is_refused_rows() -> None:
+    inputs = {"x": torch.randn(2, 5, 8)}
+    unbound, original = (tuned.double() for tuned in pair(awake(LooksUp(False)), "prompt", inputs, tokens=3))
+    outputs, gradients = apart(run(unbound, x := {"x": inputs["x"].double()}), run(original, x))
+    assert outputs <= 1e-12 and gradients <= 1e-10
+    with pytest.raises(fxtune.PlanError, match="numbers that it computes"):
+        fxtune.apply(awake(LooksUp(True)), "prompt", example_inputs=inputs)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_logits_that_the_model_overwrites_are_gone(form: Any) -> None:
     """A bias added in place: the written-out attention must not be computed beside the tuner's."""
