@@ -113,8 +113,10 @@ def _last_two(fused: Tensor) -> KeysAndValues:
 
 
 @contextmanager
-def rows_in_blocks(model: nn.Module, prompts: dict[str, Tensor]) -> Iterator[None]:
+def rows_in_blocks(model: nn.Module, prompts: dict[str, Tensor], *, stay: bool = False) -> Iterator[None]:
     """Rows behind the tokens of what each of the modules `prompts` gets, cut off behind it.
+
+    Where they `stay`, the first one's go on to the last, and are cut off there.
 
     Rows are seen by every token. In a causal block a mask is written out for that where the model gives none.
     """
@@ -125,15 +127,19 @@ def rows_in_blocks(model: nn.Module, prompts: dict[str, Tensor]) -> Iterator[Non
             if hasattr(module, "compute_bias"):
                 patches.enter_context(_relative_bias_for_tokens_alone(module, rows.shape[0]))
 
-        def join(block: nn.Module, args: Any, kwargs: Any, rows: Tensor = rows) -> Any:
-            return (), _with_rows(block, _named(block, args, kwargs), rows)
+        first, last = (not stay or path == list(prompts)[end] for end in (0, -1))
+
+        def join(block: nn.Module, args: Any, kwargs: Any, rows: Tensor = rows, joins: bool = first) -> Any:
+            return (), _with_rows(block, _named(block, args, kwargs), rows, joins)
 
         def cut(_: nn.Module, args: Any, output: Any, many: int = rows.shape[0]) -> Any:
             if isinstance(output, tuple):
                 return (output[0][:, : output[0].shape[1] - many], *output[1:])
             return output[:, : output.shape[1] - many]
 
-        handles += [block.register_forward_pre_hook(join, with_kwargs=True), block.register_forward_hook(cut)]
+        handles.append(block.register_forward_pre_hook(join, with_kwargs=True))
+        if last:
+            handles.append(block.register_forward_hook(cut))
     try:
         with patches:
             yield
@@ -158,16 +164,17 @@ def _named(block: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
     return {**{name: value for name, value in bound.items() if name != "kwargs"}, **bound.get("kwargs", {})}
 
 
-def _with_rows(block: nn.Module, given: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+def _with_rows(block: nn.Module, given: dict[str, Any], rows: Tensor, joins: bool) -> dict[str, Any]:
     many, (sequence, hidden) = rows.shape[0], next(iter(given.items()))
+    tokens = hidden.shape[1] - (0 if joins else many)
     causal = any(getattr(module, "is_causal", False) for module in block.modules())
     if causal and given.get("attention_mask") is None:
-        seen = torch.ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool).tril()
+        seen = torch.ones(tokens, tokens, dtype=torch.bool).tril()
         given = {**given, "attention_mask": seen.expand(hidden.shape[0], 1, -1, -1)}
 
     def extended(name: str, value: Any) -> Any:
         if name == sequence:
-            return torch.cat([value, rows.expand(value.shape[0], -1, -1)], 1)
+            return torch.cat([value, rows.expand(value.shape[0], -1, -1)], 1) if joins else value
         if name == "rope" and isinstance(value, Tensor):  # sines, then cosines
             sines, cosines = value.chunk(2, -1)
             return torch.cat([_more(sines, many, 0.0), _more(cosines, many, 1.0)], -1)
@@ -176,8 +183,8 @@ def _with_rows(block: nn.Module, given: dict[str, Any], rows: Tensor) -> dict[st
             return _more(cosines, many, 1.0), _more(sines, many, 0.0)
         if name.endswith("position_bias"):  # another block's, which has the rows
             return value
-        if name == "encoder_attention_mask" and isinstance(value, Tensor):  # of the context, which has no rows
-            return F.pad(value.expand(-1, -1, hidden.shape[1], -1), (0, 0, 0, many), value=value.dtype is torch.bool)
+        if name == "encoder_attention_mask" and isinstance(value, Tensor):  # of the context: it has padding, no rows
+            return value[:, :, :1].expand(-1, -1, tokens + many, -1)
         if isinstance(value, Tensor) and value.dim() == 4:  # a mask: the rows see and are seen
             return F.pad(value, (0, many, 0, many), value=value.dtype is torch.bool)
         return value

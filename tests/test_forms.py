@@ -190,6 +190,33 @@ def test_rows_see_a_context_that_is_hidden_from_the_tokens(attention: str) -> No
     assert outputs <= 1e-12 and gradients <= 1e-10
 
 
+def test_rows_that_stay_pass_a_context_as_queries() -> None:
+    bart = planted("bart", layers=2, attention="sdpa", padded=True)
+    insert = {"at": "block", "where": {"path": "decoder.*"}, "insert": "vpt_shallow"}
+    unbound, original = bart.both({"rules": [insert]}, tokens=3)
+    check("vpt_shallow, forms", bart, unbound, original)
+    model, (rows,) = bart.case.model.double(), tuners(original).values()
+    for inputs in bart.inputs():
+        with rows_in_blocks(model, dict.fromkeys(("decoder.layers.0", "decoder.layers.1"), rows), stay=True):
+            expected = model(**inputs).last_hidden_state.detach()
+        assert error(run(original, inputs).outputs[0], expected) <= 1e-12
+        assert error(model(**inputs).last_hidden_state.detach(), expected) > 1e-3
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_that_stay_see_no_padding(form: str, attention: str) -> None:
+    """A sentence gives the same whatever padding stands behind it."""
+    bert = planted("bert", layers=2, attention=attention, padded=True, embedded=False)
+    tuned = bert.tuned("vpt_shallow", form, tokens=3)
+    short = {"input_ids": torch.arange(2, 10).view(2, 4), "attention_mask": torch.ones(2, 4, dtype=torch.long)}
+    long = {name: F.pad(x, (0, 3), value=name == "input_ids") for name, x in short.items()}
+    with torch.no_grad():
+        assert error(tuned(**long).last_hidden_state[:, :4], tuned(**short).last_hidden_state) <= 1e-12
+        seen = {**long, "attention_mask": torch.ones_like(long["attention_mask"])}
+        assert error(tuned(**seen).last_hidden_state[:, :4], tuned(**short).last_hidden_state) > 1e-3
+
+
 def test_rows_leave_the_softmax_of_a_masked_context_alone() -> None:
     """In the original form they pass through it as queries, whose mask must have their rows."""
     bart = planted("bart", layers=1, attention="eager", padded=True)

@@ -52,7 +52,9 @@ def prompts_at(sites: Sites, places: Places, site: Site, method: str) -> Prompts
         found = planner.way(start, [attention.q, attention.k, attention.v], {})
     else:
         found = planner.way(start, [attention.q, attention.k, attention.v, planner.end], planner.cores())
-        masks = tuple(planner.masks(found))
+        further = planner.met(found)[1:]
+        planner.check_context(further, found)
+        masks = planner.masks(further)
     region, core = planner.core(planner.inner[0], method)
     return planner.prompts(region, start, found, ((region, core),), cut=planner.end in found.values, masks=masks)
 
@@ -69,12 +71,11 @@ def prompts_through(sites: Sites, places: Places, run: Sequence[Site], method: s
     for inner in planner.attentions:
         ends += [inner.k, inner.v]
     found = planner.way(start, ends, planner.cores())
-    met = [site for site, inner in zip(planner.inner, planner.attentions, strict=True) if inner.core in found.values]
-    for site, inner in zip(planner.inner, planner.attentions, strict=True):
-        if site in met and inner.k not in found.values:
-            raise planner.refused(f"the attention at `{site.path}` reads a context, where rows that stay have no place")
-    cores = tuple(planner.core(site, method) for site in met)
-    return planner.prompts(None, start, found, cores, cut=True)
+    met = planner.met(found)
+    among = [site for site in met if planner.in_context(site, found)]
+    cores = tuple(planner.core(site, method) for site in among)
+    masks = planner.masks([site for site in met if site not in among])
+    return planner.prompts(None, start, found, cores, cut=True, masks=masks)
 
 
 class _Planner:
@@ -114,15 +115,28 @@ class _Planner:
             raise self.refused("it is tokens x batch x channels: the attention's batch axis comes from its second")
         return found
 
-    def masks(self, found: Way) -> Iterator[MaskRows]:
-        """What must get rows at further attentions of the unit: they go through them as queries alone."""
-        for site, inner in zip(self.inner[1:], self.attentions[1:], strict=True):
-            if inner.core not in found.values:
-                continue
-            region, core = self.core(site, "attend_original")
-            if inner.k in found.values:
+    def met(self, found: Way) -> list[Site]:
+        """The attentions on the way."""
+        return [site for site in self.inner if site.attention is not None and site.attention.core in found.values]
+
+    def in_context(self, site: Site, found: Way) -> bool:
+        """Whether an attention has the rows among its keys; else they go through it as queries alone."""
+        return site.attention is not None and site.attention.k in found.values
+
+    def check_context(self, further: Sequence[Site], found: Way) -> None:
+        """A unit has its rows among the keys of its first attention alone."""
+        for site in further:
+            if self.in_context(site, found):
                 raise self.refused(f"on their way to its end the attention at `{site.path}` reads the rows, too")
-            yield from mask_rows(self.view, self.places, inner, region, core, self.refused)
+
+    def masks(self, crossed: Sequence[Site]) -> tuple[MaskRows, ...]:
+        """What must get rows at attentions through which they go as queries alone."""
+        found: list[MaskRows] = []
+        for site in crossed:
+            assert site.attention is not None
+            region, core = self.core(site, "attend_original")
+            found += mask_rows(self.view, self.places, site.attention, region, core, self.refused)
+        return tuple(found)
 
     def prompts(
         self,

@@ -6,12 +6,11 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional as F
 
 from fxtune.planning import Insertion, Prompted
 from fxtune.rewriting.core import in_the_softmax
 from fxtune.rewriting.growing import Changes
-from fxtune.tuners import rows_through
+from fxtune.tuners import rows_through, seen_by_prompts
 
 
 def put_rows(edit: Prompted, insertion: Insertion, changes: Changes) -> None:
@@ -106,7 +105,9 @@ def with_rows_of(changed: Tensor, sequence: Tensor, many: int, axis: int) -> Ten
 
 
 def with_query_rows(mask: Tensor, many: int) -> Tensor:
-    """A mask with rows for further queries, which see every key; as it is where one row serves all queries."""
+    """A mask with rows for the queries of prompts; as it is where one row serves all queries."""
     if mask.dim() < 2 or mask.shape[-2] == 1:
         return mask
-    return F.pad(mask, (0, 0, 0, many), value=mask.dtype is torch.bool)
+    seen = seen_by_prompts(mask)
+    assert seen is not None
+    return torch.cat([mask, seen.expand(*mask.shape[:-2], many, -1)], dim=-2)
