@@ -217,6 +217,46 @@ def test_rows_that_stay_see_no_padding(form: str, attention: str) -> None:
         assert error(tuned(**seen).last_hidden_state[:, :4], tuned(**short).last_hidden_state) > 1e-3
 
 
+class Decoder(nn.Module):
+    """A Block with cross-attention whose mask is a buffer, or whose logits have batch and heads in one axis."""
+
+    def __init__(self, merged: bool) -> None:
+        super().__init__()
+        self.merged = merged
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(3))
+        self.maps = nn.ModuleList(nn.Linear(8, 8) for _ in range(8))
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 8)
+        self.register_buffer("mask", torch.ones(5, 6).tril().bool())
+
+    def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        h = self.norms[0](x)
+        q, k, v = (self.heads(i, h) for i in range(3))
+        x = x + self.maps[3](self.tokens(F.scaled_dot_product_attention(q, k, v)))
+        q, k, v = self.heads(4, self.norms[1](x)), self.heads(5, context), self.heads(6, context)
+        if self.merged:
+            logits = q @ k.mT / 2 + self.mask.to(x.dtype)
+            out = logits.reshape(-1, 5, 6).softmax(-1).reshape(-1, 2, 5, 6) @ v
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+        x = x + self.maps[7](self.tokens(out))
+        result: torch.Tensor = x + self.down(F.gelu(self.up(self.norms[2](x))))
+        return result
+
+    def heads(self, number: int, x: torch.Tensor) -> torch.Tensor:
+        return self.maps[number](x).unflatten(-1, (2, 4)).transpose(1, 2)
+
+    def tokens(self, heads: torch.Tensor) -> torch.Tensor:
+        return heads.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize(("merged", "found"), [(False, "a mask of its own"), (True, "reshapes its logits")])
+def test_a_context_whose_mask_cannot_get_rows_is_refused(merged: bool, found: str) -> None:
+    inputs = {"x": torch.randn(2, 5, 8), "context": torch.randn(2, 6, 8)}
+    fxtune.apply(awake(Decoder(merged)), METHODS["vpt_deep"], example_inputs=inputs)
+    with pytest.raises(fxtune.PlanError, match=found):
+        fxtune.apply(awake(Decoder(merged)), METHODS["vpt_deep"], example_inputs=inputs, form="original")
+
+
 def test_rows_leave_the_softmax_of_a_masked_context_alone() -> None:
     """In the original form they pass through it as queries, whose mask must have their rows."""
     bart = planted("bart", layers=1, attention="eager", padded=True)

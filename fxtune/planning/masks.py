@@ -26,12 +26,15 @@ def mask_rows(
         refused: makes the error.
 
     Raises:
-        PlanError: its logits are reshaped to sizes in which rows have no place.
+        PlanError: its mask is a tensor of the model's state; or its logits are reshaped to sizes in which rows have no
+            place.
     """
     if attention.product is None:
-        mask = _mask(view.values[attention.core])
-        nodes = [tap.node for tap in mask.taps if tap.region == region] if mask else []
-        yield from (MaskRows(region, core.node, node, (core.node,)) for node in nodes[:1])
+        if (mask := _mask(view.values[attention.core])) is not None:
+            node = next((tap.node for tap in mask.taps if tap.region == region), None)
+            if node is None:
+                raise refused(f"an attention on their way has a mask of its own: {mask.place()}")
+            yield MaskRows(region, core.node, node, (core.node,))
         return
     logits = _logits(view, attention.product, attention.core)
     for value in (view.values[id] for id in logits):

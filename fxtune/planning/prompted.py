@@ -52,7 +52,7 @@ def prompts_at(sites: Sites, places: Places, site: Site, method: str) -> Prompts
         found = planner.way(start, [attention.q, attention.k, attention.v], {})
     else:
         found = planner.way(start, [attention.q, attention.k, attention.v, planner.end], planner.cores())
-        further = planner.met(found)[1:]
+        further = [site for site in planner.met(found) if site is not planner.inner[0]]
         planner.check_context(further, found)
         masks = planner.masks(further)
     region, core = planner.core(planner.inner[0], method)
