@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import PatchDropout
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
