@@ -21,7 +21,7 @@ from fxtune.errors import FxtuneError
 from fxtune.names import resolve
 from fxtune.rules import load
 from fxtune.tracing import call_inputs
-from fxtune.tuned import TunedModel
+from fxtune.tuned import TunedModel, one_capture
 
 _META = torch.device("meta")
 
@@ -107,10 +107,11 @@ def memory(
     tuned_models = _tuned_models(original, _methods(rules, settings), shared, checkpointing, left_out)
     given = [("as tuned", built)] if isinstance(built, TunedModel) else []
     usages: list[Usage] = []
-    for name, tuned in chain(tuned_models, given):
-        signature = tuned.graph_module.signature
-        sized = call if batch is None else with_batch(signature, call, batch)
-        usages.append(usage(name, tuned, sized, setting))
+    with one_capture():
+        for name, tuned in chain(tuned_models, given):
+            signature = tuned.graph_module.signature
+            sized = call if batch is None else with_batch(signature, call, batch)
+            usages.append(usage(name, tuned, sized, setting))
     return MemoryReport(
         model=type(original).__name__,
         batch=batch or batch_of(signature, call),
