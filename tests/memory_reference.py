@@ -1,5 +1,6 @@
 """Memory as it is measured on real tensors: what autograd saves, and what the CPU's allocator gives out."""
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -59,6 +60,20 @@ def peak_bytes(training: Training, steps: int = 2) -> int:
 
     running = sum(training.alive().values())
     return max(running := running + change for _, change in _allocations(run))
+
+
+def cuda_peak_bytes(training: Training, steps: int = 2) -> int:
+    """The same on the GPU that the model is on, by its allocator; the original's copies of what trains aside."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    others = torch.cuda.memory_allocated() - sum(training.alive().values())
+    torch.cuda.reset_peak_memory_stats()
+    optimizer = torch.optim.AdamW([p for p in training.model.parameters() if p.requires_grad])
+    for _ in range(steps):
+        optimizer.zero_grad()
+        training.loss().backward()
+        optimizer.step()
+    return torch.cuda.max_memory_allocated() - others
 
 
 def held_bytes(training: Training) -> int:

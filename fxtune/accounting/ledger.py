@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fxtune.accounting.corrections import corrected
 from fxtune.accounting.workspace import workspace
 
 _CUDA_BLOCK = 512
@@ -64,6 +65,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if self._device.type == "cpu":
+            out = corrected(func, args, out)
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self.enter(leaf)
