@@ -22,7 +22,8 @@ class Usage:
         optimizer_state: what the optimizer keeps from step to step.
         saved_for_backward: what came to be in the forward and lives on after it only because the backward needs it:
             activations, masks, statistics, casts of weights. Weights, buffers and inputs, which live anyway, don't
-            count, nor do the outputs unless the backward needs them.
+            count, nor do the outputs unless the backward needs them, single Python numbers, and the random
+            generator's state that checkpointing keeps.
         peak: the most that lies in memory at once during training steps, inputs and temporaries included.
     """
 
@@ -90,7 +91,7 @@ class MemoryReport:
             "saved for backward",
             "peak",
         ):
-            table.add_column(heading, justify="right")
+            table.add_column(heading.replace(" ", "\n", 1), justify="right", no_wrap=True)
         for usage in self.usages:
             kept = (usage.gradients, usage.optimizer_state, usage.saved_for_backward, usage.peak)
             table.add_row(escape(usage.method), units(usage.weights), f"{usage.trained:,}", *map(units, kept))
