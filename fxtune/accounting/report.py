@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+_HEADINGS = ("weights", "that\ntrain", "gradients", "optimizer\nstate", "saved for\nbackward", "peak")
+
+
 @dataclass(frozen=True)
 class Usage:
     """What one method of training takes, in bytes; storages count once and whole.
@@ -77,21 +80,16 @@ class MemoryReport:
         return shown
 
     def __rich__(self) -> Table:
+        from rich.box import SIMPLE
         from rich.markup import escape
         from rich.table import Table
 
         caption = [f"{method} left out: {reason}" for method, reason in self.left_out.items()]
         table = Table(title=escape(self._title()), caption=escape("\n".join(caption)), caption_justify="left")
+        table.box, table.pad_edge = SIMPLE, False
         table.add_column("method", overflow="fold")
-        for heading in (
-            "weights",
-            "that train",
-            "gradients",
-            "optimizer state",
-            "saved for backward",
-            "peak",
-        ):
-            table.add_column(heading.replace(" ", "\n", 1), justify="right", no_wrap=True)
+        for heading in _HEADINGS:
+            table.add_column(heading, justify="right", no_wrap=True)
         for usage in self.usages:
             kept = (usage.gradients, usage.optimizer_state, usage.saved_for_backward, usage.peak)
             table.add_row(escape(usage.method), units(usage.weights), f"{usage.trained:,}", *map(units, kept))
