@@ -30,6 +30,7 @@ ROOMS = [
     "inspection",
     "names",
     "api",
+    "accounting",
     "verifying",
     "testing",
     "cli",
