@@ -1,0 +1,186 @@
+"""Writing the calls that compute the parts: in the place of those that computed the whole, from the inputs on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxtune.hoisting.aliases import writes
+from fxtune.hoisting.call import Item, Moved, Touch, Want, overwrites, shape_of, walk
+from fxtune.hoisting.needs import Flow
+from fxtune.hoisting.part import WHOLE, Part
+from fxtune.hoisting.values import part_of, result_of
+
+Piece = tuple[Part, fx.Node]
+"""A part of a value, and the node that has it."""
+
+
+def narrow(flow: Flow, given: Sequence[Part] | None = None) -> list[Flow]:
+    """Changes a graph, and those that it calls, so that they compute the parts that are needed.
+
+    Args:
+        flow: what is needed.
+        given: the part of each input that the graph is given from now on; all of each by default.
+
+    Returns:
+        The flows whose graphs changed.
+    """
+    changing = _Narrowing(flow)
+    changing.run(given or [WHOLE] * len(flow.inputs()))
+    return changing.changed
+
+
+class _Narrowing:
+    def __init__(self, flow: Flow) -> None:
+        self.flow, self.graph = flow, flow.graph
+        self.changed: list[Flow] = []
+        self._pieces: dict[fx.Node, list[Piece]] = {}
+        self._slices: dict[tuple[fx.Node, Part], fx.Node] = {}
+        self._shapes = {node: shape_of(node) for node in flow.graph.nodes}
+        self._read = [node for node in flow.graph.nodes if node.users]
+
+    def run(self, given: Sequence[Part]) -> None:
+        for input, part in zip(self.flow.inputs(), given, strict=True):
+            input.meta["val"] = part_of(input.meta.get("val"), part)
+            self._pieces[input] = [(part, input)]
+        for node in list(self.graph.nodes):
+            if node.op == "output":
+                self._return(node)
+            elif node.op != "placeholder":
+                self._pieces[node] = self._computed(node)
+        for node in reversed(self._read):
+            if not node.users and _only_computes(node):
+                self.graph.erase_node(node)
+
+    # ---- nodes -------------------------------------------------------------------------------------------------------
+
+    def _computed(self, node: fx.Node) -> list[Piece]:
+        """Writes the calls that compute a value's parts."""
+        if node.op == "call_function" and not node.users:
+            self._slices.clear()  # it may begin a context, such as that of no gradients: slices are taken anew in it
+        parts = self.flow.parts.get(node)
+        if parts is None or node.op == "get_attr":
+            return [(WHOLE, node)]
+        if node in self.flow.inner:
+            return self._region(node, parts[0])
+        if parts == [WHOLE] and all(map(self._is_as_before, self.flow.moved[node, WHOLE].reads())):
+            return [(WHOLE, node)]
+        nodes = [node] if len(parts) == 1 else [self._twin(node) for _ in parts]
+        before = node.meta.get("val")
+        return [self._write(node, made, part, before) for made, part in zip(nodes, parts, strict=True)]
+
+    def _write(self, node: fx.Node, made: fx.Node, part: Part, before: Any) -> Piece:
+        """Lets `made`, which is the node or stands in its place, compute a part of the node's value."""
+        moved = self.flow.moved[node, part]
+        args, kwargs = (walk(arguments, lambda leaf: self._resolved(leaf, made)) for arguments in (moved.args, moved.kwargs))
+        self._update(made, moved.target, args, kwargs)
+        if moved.body is not None:
+            made.meta["body"] = moved.body
+        if node in self.flow.items:
+            made.meta["val"] = tuple(map(part_of, before, self.flow.items[node]))
+        else:
+            part = self._actual(moved, part)
+            made.meta["val"] = result_of(made, part, before)
+        return part, made
+
+    def _actual(self, moved: Moved, part: Part) -> Part:
+        """The part that a call gives: of an item, what the source was made to return."""
+        item = moved.args[0] if moved.args else None
+        if not isinstance(item, Item):
+            return part
+        return self.flow.items[item.node][item.index] if item.node in self.flow.items else WHOLE
+
+    def _region(self, node: fx.Node, part: Part) -> list[Piece]:
+        """Goes on in the regions that a node calls. They are given the pieces that there are, and take parts of them."""
+        reads = self.flow.moved[node, part].args
+        pieces = [self._piece(read) if isinstance(read, Want | Touch) else (WHOLE, read) for read in reads]
+        for inner in self.flow.inner[node]:
+            self.changed += narrow(inner, [given for given, _ in pieces])
+        self._update(node, node.target, tuple(argument for _, argument in pieces), {})
+        returned = self.flow.inner[node][0].graph.output_node().args[0]
+        node.meta["val"] = walk(returned, lambda leaf: leaf.meta.get("val") if isinstance(leaf, fx.Node) else leaf)
+        return [(part, node)]
+
+    def _return(self, node: fx.Node) -> None:
+        returned = node.args[0]
+        several = isinstance(returned, tuple | list)
+        items = list(returned) if several else [returned]
+        results = self.flow.results or [WHOLE] * len(items)
+        found = [self._part_of_each(item, part, node) for item, part in zip(items, results, strict=True)]
+        self._update(node, node.target, ((tuple(found) if isinstance(returned, tuple) else found) if several else found[0],), {})
+
+    def _part_of_each(self, returned: Any, part: Part, at: fx.Node) -> Any:
+        return walk(returned, lambda leaf: self._fetch(Want(leaf, part), at) if isinstance(leaf, fx.Node) else leaf)
+
+    # ---- what they read ----------------------------------------------------------------------------------------------
+
+    def _resolved(self, leaf: Any, at: fx.Node) -> Any:
+        if isinstance(leaf, Want):
+            return self._fetch(leaf, at)
+        if isinstance(leaf, Touch):
+            return self._piece(leaf)[1]
+        return leaf.node if isinstance(leaf, Item) else leaf
+
+    def _fetch(self, want: Want, at: fx.Node) -> fx.Node:
+        """The node that has exactly this part of a value; slices are put right before `at`."""
+        part, node = self._piece(want)
+        missing = want.part.within(part)
+        for axis, range in missing:
+            key = (node, Part.of({axis: range}))
+            if key not in self._slices:
+                with self.graph.inserting_before(at):
+                    made = self.graph.call_function(torch.ops.aten.slice.Tensor, (node, axis, range.start, range.stop))
+                made.meta = {**at.meta, "val": part_of(node.meta.get("val"), key[1])}
+                made.meta.pop("body", None)
+                self._slices[key] = made
+                self._change()
+            node = self._slices[key]
+        return node
+
+    def _piece(self, read: Want | Touch) -> Piece:
+        """The smallest piece that will do."""
+        fit = [piece for piece in self._pieces[read.node] if _serves(piece[0], read)]
+        return min(fit, key=lambda piece: piece[0].share(self._shapes[read.node]))
+
+    def _is_as_before(self, read: Any) -> bool:
+        if isinstance(read, Item):
+            return not any(self.flow.items.get(read.node, []))
+        return not isinstance(read, Want | Touch) or self._pieces[read.node] == [(WHOLE, read.node)]
+
+    # ---- the graph ---------------------------------------------------------------------------------------------------
+
+    def _twin(self, node: fx.Node) -> fx.Node:
+        with self.graph.inserting_before(node):
+            made = self.graph.create_node(node.op, node.target, node.args, dict(node.kwargs), name=node.name)
+        made.meta = dict(node.meta)
+        self._change()
+        return made
+
+    def _update(self, node: fx.Node, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if (node.target, walk(node.args, _same), walk(node.kwargs, _same)) != (target, args, kwargs):
+            node.target, node.args, node.kwargs = target, args, kwargs
+            self._change()
+
+    def _change(self) -> None:
+        if self.flow not in self.changed:
+            self.changed.append(self.flow)
+
+
+def _same(leaf: Any) -> Any:
+    return leaf
+
+
+def _serves(part: Part, read: Want | Touch) -> bool:
+    if isinstance(read, Want):
+        return part.holds(read.part)
+    return read.axes.isdisjoint(axis for axis, _ in part)
+
+
+def _only_computes(node: fx.Node) -> bool:
+    """Whether a node that nobody reads may go."""
+    body = node.meta.get("body")
+    folded = node.op == "call_module" and body is not None and not writes(body)
+    return folded or node.op == "get_attr" or (node.op == "call_function" and not overwrites(node))

@@ -1,0 +1,112 @@
+"""What the pass did, or why there was nothing to do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from fxtune.hoisting.call import op_of, shape_of
+from fxtune.hoisting.needs import Flow
+from fxtune.hoisting.part import Part
+from fxtune.hoisting.regions import called_regions, runs
+from fxtune.view import example_size, join
+from fxtune.vocabulary import LAYOUT, PART, base_name
+
+_MIXING = frozenset(
+    """
+    mean sum amax amin max min avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d
+    max_pool2d index gather scaled_dot_product_attention softmax einsum
+    """.split()
+)
+"""Operators with which a model reads all of its tokens, or such as it finds while it runs."""
+
+
+@dataclass(frozen=True)
+class Hoisted:
+    """What moved.
+
+    Attributes:
+        operations: how many operations compute a part of what they computed.
+        places: the modules in which they are.
+        parts: how much they compute, ``1 of 197``, the most frequent first.
+        reason: why nothing moved, if nothing did.
+    """
+
+    operations: int = 0
+    places: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if not self.operations:
+            return f"optimize: nothing to leave out: {self.reason}"
+        return f"optimize: {self.operations} operations in {_listed(self.places)} compute {self.parts[0]} places"
+
+
+def told(root: fx.GraphModule, flows: Iterable[Flow]) -> Hoisted:
+    """The report of a pass, from what it found to be needed; the graphs must be as they were."""
+    paths = {id(module): path for path, module in root.named_modules(remove_duplicate=False)}
+    places: list[str] = []
+    parts: Counter[str] = Counter()
+    stops: list[str] = []
+    for flow in flows:
+        path = paths[id(flow.owner)]
+        stops += [f"`{_name(node)}` at {join(path, node.name)} reads all of its input" for node in flow.stops]
+        for node, needed in flow.parts.items():
+            if any(needed) and _computes(node, flow.owner):
+                places.append(join(path, str(node.target)) if node.op == "call_module" else path)
+                parts.update(text for part in needed for text in _texts(node, part))
+    if not places:
+        return Hoisted(reason=next(iter(stops), "") or _reader(root))
+    return Hoisted(len(places), tuple(_outermost(places)), tuple(text for text, _ in parts.most_common()))
+
+
+def _computes(node: fx.Node, owner: nn.Module) -> bool:
+    """Whether a node stands for an operation, and not for a region or the layout of a value."""
+    if node.op == "call_module":
+        return not called_regions(node, owner) or not hasattr(owner.get_submodule(str(node.target)), "graph")
+    return node.op == "call_function" and op_of(node) not in LAYOUT | PART | {"getitem", "detach"}
+
+
+def _texts(node: fx.Node, part: Part) -> Iterator[str]:
+    for axis, range in part:
+        yield f"{range.length} of {example_size(shape_of(node)[axis])}"
+
+
+def _outermost(places: Iterable[str]) -> Iterator[str]:
+    """Paths that lie in no other of them; the model itself does not count."""
+    found = dict.fromkeys(places)
+    for place in found:
+        if not any(place.startswith(f"{other}.") for other in found if other):
+            yield place or "the model itself"
+
+
+def _reader(root: fx.GraphModule) -> str:
+    """The operation, nearest to the result, that reads all tokens."""
+    for node, path in _backwards(root.graph, root, ""):
+        if _name(node) in _MIXING:
+            return f"`{_name(node)}` at {join(path, node.name)} reads all of its input"
+    return "no operation reads a few places alone"
+
+
+def _backwards(graph: fx.Graph, owner: nn.Module, path: str) -> Iterator[tuple[fx.Node, str]]:
+    """The operations of a model, the last one first."""
+    for node in reversed(graph.nodes):
+        if node.op == "call_module":
+            target = join(path, str(node.target))
+            for inner, module in list(runs(node, owner))[:1]:
+                yield from _backwards(inner, module, target)
+        elif node.op == "call_function":
+            yield node, path
+
+
+def _name(node: fx.Node) -> str:
+    return base_name(node.target) if node.op == "call_function" else str(node.target)
+
+
+def _listed(places: tuple[str, ...], most: int = 4) -> str:
+    shown = places if len(places) <= most else (*places[:most], f"{len(places) - most} more")
+    return ", ".join(shown)
