@@ -45,7 +45,7 @@ class _Memory:
             inner = list(runs(node, owner)) if node.op == "call_module" else []
             for called, module in inner:
                 self._call(node, called, module)
-            if node.op == "call_module" and not inner or node.op == "call_function" and _may_share(node):
+            if (node.op == "call_module" and not inner) or (node.op == "call_function" and _may_share(node)):
                 for operand in node.all_input_nodes:
                     self._join(node, operand)
             if overwrites(node):

@@ -1,4 +1,4 @@
-"""Laws of operators that keep some axes apart: each place on such an axis is computed from the same place of the operand.
+"""Laws of operators that keep axes apart: each place on such an axis is computed from the same place of the operand.
 
 An operator is described by `kept`: for each axis of the result, the operand's axis that it is, or None for one that is
 new or on which places are mixed.
@@ -64,14 +64,6 @@ def unsqueezed(call: Call) -> Axes | None:
     return [None if axis == new else axis - (axis > new) for axis in range(len(call.shape))]
 
 
-def squeezed(call: Call) -> Axes | None:
-    """The axes that are left; which have size 1 is known from the ranks."""
-    operand = call.shape_of("self")
-    named = call.axes() if "dim" in call.given else tuple(range(len(operand)))
-    left = [axis for axis in range(len(operand)) if axis not in named or not _is_one(operand[axis])]
-    return left if len(left) == len(call.shape) else None
-
-
 def reduced(call: Call) -> Axes:
     """Reductions, which mix places on the axes that they reduce."""
     gone = call.axes()
@@ -101,9 +93,3 @@ def normalised(call: Call) -> Axes:
 
 def batch_only(call: Call) -> Axes:
     return [0, *[None] * (len(call.shape) - 1)]
-
-
-
-
-def _is_one(size: object) -> bool:
-    return isinstance(size, int) and size == 1

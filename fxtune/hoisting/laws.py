@@ -43,11 +43,11 @@ LAWS: dict[str, Law] = {
             elementwise,
             """
             add sub mul div rsub true_divide divide multiply subtract neg reciprocal pow square sqrt rsqrt exp exp2
-            expm1 log log2 log1p abs sign sin cos tanh sigmoid relu relu6 gelu silu swish elu selu celu mish softplus
+            expm1 log log2 log1p abs sign sin cos tanh sigmoid relu relu6 gelu silu elu selu celu mish softplus
             hardswish hardsigmoid hardtanh leaky_relu log_sigmoid erf clamp clamp_min clamp_max maximum minimum where
             masked_fill lerp addcmul addcdiv round floor ceil floor_divide remainder eq ne lt le gt ge isnan isinf
             logical_not logical_and logical_or bitwise_not bitwise_and bitwise_or __and__ __or__ and or logaddexp
-            clone contiguous _to_copy float half bfloat16 double alias nan_to_num
+            clone contiguous _to_copy alias nan_to_num
             zeros_like ones_like full_like dropout alpha_dropout
             """,
         )
@@ -64,7 +64,9 @@ LAWS: dict[str, Law] = {
     **dict(_names(along(axes.mixing_dim), "softmax _softmax log_softmax _log_softmax cumsum glu")),
     **dict(_names(along(axes.mixing_dims), "flip")),
     **dict(
-        _names(along(axes.reduced), "mean sum amax amin prod logsumexp var std argmax argmin any all linalg_vector_norm")
+        _names(
+            along(axes.reduced), "mean sum amax amin prod logsumexp var std argmax argmin any all linalg_vector_norm"
+        )
     ),
     **dict(_names(along(axes.permuted), "permute")),
     **dict(_names(along(axes.transposed), "transpose swapaxes swapdims")),
@@ -72,7 +74,7 @@ LAWS: dict[str, Law] = {
     **dict(_names(along(axes.reversed_axes), "numpy_T")),
     **dict(_names(along(axes.moved_axes), "movedim moveaxis")),
     **dict(_names(along(axes.unsqueezed), "unsqueeze")),
-    **dict(_names(along(axes.squeezed), "squeeze")),
+    **dict(_names(layout.squeezed, "squeeze")),
     **dict(_names(layout.regrouped, "view reshape _unsafe_view view_copy flatten unflatten")),
     **dict(_names(layout.expanded, "expand")),
     **dict(_names(parts.select, "select")),

@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from fxtune.hoisting.call import Call, Moved
+import torch
+
+from fxtune.hoisting.call import Call, Moved, Want
 from fxtune.hoisting.elementwise import broadcast
 from fxtune.hoisting.part import Part, Range, Shape, written
 from fxtune.view import example_size
@@ -32,6 +34,18 @@ def expanded(call: Call, part: Part) -> Moved:
     return call.moved({"self": broadcast(part, call.shape, call.shape_of("self"))}, _sizes(call, part))
 
 
+def squeezed(call: Call, part: Part) -> Moved | None:
+    """`squeeze`, of the axes that had size 1 before: others may have it in a part."""
+    before = call.shape_of("self")
+    named = call.axes() if "dim" in call.given else tuple(range(len(before)))
+    gone = [axis for axis in named if written(before[axis]) == 1]
+    left = [axis for axis in range(len(before)) if axis not in gone]
+    if len(left) != len(call.shape):
+        return None
+    want = Want(call.operand("self"), Part.of({left[axis]: range for axis, range in part}))
+    return Moved(torch.ops.aten.squeeze.dims, (want, gone), {})
+
+
 def _sizes(call: Call, part: Part) -> dict[str, Any]:
     """The sizes that the call is given, where it is given any, with those of the part."""
     name = next((name for name in ("size", "shape", "sizes") if isinstance(call.given.get(name), list | tuple)), None)
@@ -51,7 +65,9 @@ def groups(before: Shape, after: Shape) -> Iterator[tuple[list[int], list[int]]]
     while i < len(before) or j < len(after):
         ins, outs = [i] if i < len(before) else [], [j] if j < len(after) else []
         while not _same(before, ins, after, outs):
-            many_in, many_out = (math.prod(example_size(s[a]) for a in axes) for s, axes in ((before, ins), (after, outs)))
+            many_in, many_out = (
+                math.prod(example_size(s[a]) for a in axes) for s, axes in ((before, ins), (after, outs))
+            )
             if (many_in <= many_out or i + len(ins) >= len(before)) and i + len(ins) < len(before):
                 ins.append(i + len(ins))
             elif j + len(outs) < len(after):

@@ -1,4 +1,4 @@
-"""Modules that stay as they are, and functions: they are called on parts of their operands where they compute the same."""
+"""Modules that stay as they are, and functions: called on parts of their operands where they compute the same."""
 
 from __future__ import annotations
 
@@ -108,5 +108,7 @@ def _code(graph: fx.Graph) -> str:
 
 def _hooked(module: nn.Module) -> bool:
     return any(
-        hooks for name, hooks in vars(module).items() if name.endswith("_hooks") and "forward" in name or "backward" in name
+        hooks
+        for name, hooks in vars(module).items()
+        if (name.endswith("_hooks") and "forward" in name) or "backward" in name
     )

@@ -75,7 +75,9 @@ class _Narrowing:
     def _write(self, node: fx.Node, made: fx.Node, part: Part, before: Any) -> Piece:
         """Lets `made`, which is the node or stands in its place, compute a part of the node's value."""
         moved = self.flow.moved[node, part]
-        args, kwargs = (walk(arguments, lambda leaf: self._resolved(leaf, made)) for arguments in (moved.args, moved.kwargs))
+        args, kwargs = (
+            walk(arguments, lambda leaf: self._resolved(leaf, made)) for arguments in (moved.args, moved.kwargs)
+        )
         self._update(made, moved.target, args, kwargs)
         if moved.body is not None:
             made.meta["body"] = moved.body
@@ -94,7 +96,7 @@ class _Narrowing:
         return self.flow.items[item.node][item.index] if item.node in self.flow.items else WHOLE
 
     def _region(self, node: fx.Node, part: Part) -> list[Piece]:
-        """Goes on in the regions that a node calls. They are given the pieces that there are, and take parts of them."""
+        """Goes on in the regions that a node calls. They are given the pieces that there are, and take their parts."""
         reads = self.flow.moved[node, part].args
         pieces = [self._piece(read) if isinstance(read, Want | Touch) else (WHOLE, read) for read in reads]
         for inner in self.flow.inner[node]:
@@ -110,7 +112,9 @@ class _Narrowing:
         items = list(returned) if several else [returned]
         results = self.flow.results or [WHOLE] * len(items)
         found = [self._part_of_each(item, part, node) for item, part in zip(items, results, strict=True)]
-        self._update(node, node.target, ((tuple(found) if isinstance(returned, tuple) else found) if several else found[0],), {})
+        self._update(
+            node, node.target, ((tuple(found) if isinstance(returned, tuple) else found) if several else found[0],), {}
+        )
 
     def _part_of_each(self, returned: Any, part: Part, at: fx.Node) -> Any:
         return walk(returned, lambda leaf: self._fetch(Want(leaf, part), at) if isinstance(leaf, fx.Node) else leaf)

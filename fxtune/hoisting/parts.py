@@ -135,5 +135,3 @@ def _item_range(source: fx.Node, index: int, dim: int) -> Range | None:
     if not all(isinstance(size, int) for size in sizes[: index + 1]):
         return None
     return Range(sum(sizes[:index]), sizes[index])
-
-

@@ -21,7 +21,9 @@ def matmul(call: Call, part: Part) -> Moved | None:
     if min(len(call.shape_of(name)) for name in names) < 2:
         return None
     left, right = (_factor(call, part, name) for name in names)
-    return call.moved({names[0]: _with(left, -2, part, call, names[0]), names[1]: _with(right, -1, part, call, names[1])})
+    return call.moved(
+        {names[0]: _with(left, -2, part, call, names[0]), names[1]: _with(right, -1, part, call, names[1])}
+    )
 
 
 def addmm(call: Call, part: Part) -> Moved:
@@ -113,5 +115,3 @@ def _along(setting: object, number: int, space: int) -> object:
     if isinstance(setting, list | tuple):
         return setting[number if len(setting) == space else 0] if setting else None
     return setting
-
-

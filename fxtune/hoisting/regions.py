@@ -43,7 +43,8 @@ def walk_regions(root: fx.GraphModule) -> Iterator[fx.GraphModule]:
 def count_calls(root: fx.GraphModule) -> Counter[int]:
     """How often each region is called in the graphs, by id."""
     return Counter(
-        id(inner) for region in walk_regions(root) for node in region.graph.nodes for inner in called_regions(node, region)
+        id(inner)
+        for region in walk_regions(root)
+        for node in region.graph.nodes
+        for inner in called_regions(node, region)
     )
-
-

@@ -15,12 +15,10 @@ from fxtune.hoisting.regions import called_regions, runs
 from fxtune.view import example_size, join
 from fxtune.vocabulary import LAYOUT, PART, base_name
 
-_MIXING = frozenset(
-    """
-    mean sum amax amin max min avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d
-    max_pool2d index gather scaled_dot_product_attention softmax einsum
-    """.split()
-)
+_MIXING = frozenset({"mean", "sum", "amax", "amin", "max", "min", "index", "gather", "einsum"}) | {
+    *("avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "max_pool2d", "adaptive_max_pool2d"),
+    *("softmax", "scaled_dot_product_attention"),
+}
 """Operators with which a model reads all of its tokens, or such as it finds while it runs."""
 
 

@@ -97,5 +97,3 @@ def _identity(value: Any) -> Any:
 
 def _value_key(value: Any) -> Any:
     return (str(tuple(value.shape)), value.dtype, str(value.device)) if isinstance(value, Tensor) else value
-
-
