@@ -50,8 +50,6 @@ class Moved:
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    body: fx.Graph | None = None
-    """What a called module runs then, where the node tells it."""
 
     def reads(self) -> Iterator[Read]:
         """What it reads; nodes are no tensors."""

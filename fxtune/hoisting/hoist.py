@@ -11,7 +11,6 @@ from fxtune.hoisting.narrowing import narrow
 from fxtune.hoisting.needs import Flow, Scope
 from fxtune.hoisting.report import Hoisted, told
 from fxtune.hoisting.unfolding import unfold
-from fxtune.hoisting.values import fill
 
 
 def hoist(root: fx.GraphModule, *, through_detach: bool) -> Hoisted:
@@ -28,7 +27,6 @@ def hoist(root: fx.GraphModule, *, through_detach: bool) -> Hoisted:
     """
     calls = Calls(through_detach=through_detach)
     while True:
-        fill(root.graph, root)
         scope = Scope.of(root, calls, through_detach=through_detach)
         flow = Flow(root.graph, root, scope, open=False)
         flows = list(_all([flow, *scope.shared.values()]))
@@ -37,6 +35,10 @@ def hoist(root: fx.GraphModule, *, through_detach: bool) -> Hoisted:
             break
         for node in unfolded:
             unfold(node)
+    import os
+    if os.environ.get("HDEBUG"):
+        for each in flows:
+            print("STOPS", type(each.owner), [(n, n.target) for n in each.stops])
     hoisted = told(root, flows)
     changed = [each for top in (flow, *scope.shared.values()) for each in narrow(top)]
     for each in changed:

@@ -8,14 +8,14 @@ from typing import Any
 from torch import fx, nn
 
 from fxtune.hoisting.aliases import overwritten, writes
-from fxtune.hoisting.call import Moved, Touch, Want, is_tensor, op_of, walk
+from fxtune.hoisting.call import Moved, Want, is_tensor, op_of, overwrites, shape_of, walk
 from fxtune.hoisting.narrowing import narrow
 from fxtune.hoisting.needs import Flow, Scope
-from fxtune.hoisting.part import Part
+from fxtune.hoisting.part import WHOLE, Part, written
+from fxtune.hoisting.rows import keep_rows_apart
 from fxtune.hoisting.tracing import Traces, operands
-from fxtune.hoisting.values import fill
 
-UNFOLDED = frozenset({"linear", "addmm", "mm", "matmul", "t", "transpose", "mT"})
+UNFOLDED = frozenset({"linear", "addmm", "mm", "matmul", "t", "transpose", "mT", "add"})
 """Operators that don't depend on the mode: a leaf of these may be written as what it runs."""
 
 
@@ -34,11 +34,12 @@ class Calls:
         """The same call on parts of its operands, from which it computes these parts of its results."""
         if node.op == "call_module" and (body := node.meta.get("body")) is not None:
             module = owner.get_submodule(str(node.target))
+            body = keep_rows_apart(copy.deepcopy(body))
             found = self._narrowed(body, module, results)
             if found is None or _code(found[0].graph) != _code(body):
                 return None
-            return _called(node, found[1], found[0].graph)
-        return None if op_of(node) == "" and node.op != "call_module" else self._traced(node, owner, results)
+            return _called(node, found[1])
+        return None if overwrites(node) else self._traced(node, owner, results)
 
     def unfolds(self, node: fx.Node, owner: nn.Module, part: Part) -> bool:
         """Whether a folded module's operators compute a part of its result from parts of its weights.
@@ -48,6 +49,7 @@ class Calls:
         body = node.meta.get("body")
         if node.op != "call_module" or body is None or _hooked(owner.get_submodule(str(node.target))):
             return False
+        body = keep_rows_apart(copy.deepcopy(body))
         if {op_of(inner) for inner in body.nodes if inner.op == "call_function"} - UNFOLDED:
             return False
         found = self._narrowed(body, owner.get_submodule(str(node.target)), [part])
@@ -58,7 +60,7 @@ class Calls:
         needs: list[list[Part]] = []
         for number, graph in enumerate(graphs := self._traces.of(node, owner, vals)):
             found = self._narrowed(graph, owner, results)
-            if found is None or any(isinstance(need, frozenset) for need in found[1]):
+            if found is None:
                 return None
             flow, parts = found
             if _code(flow.graph) != _code(graph):
@@ -66,15 +68,14 @@ class Calls:
                 again = self._traces.of(node, owner, [input.meta["val"] for input in flow.inputs()])
                 if len(again) != len(graphs) or _code(again[number]) != _code(flow.graph):
                     return None
-            needs.append([need for need in parts if isinstance(need, Part)])
+            needs.append(parts)
         return _called(node, needs[0]) if needs and all(theirs == needs[0] for theirs in needs) else None
 
     def _narrowed(
         self, graph: fx.Graph, owner: nn.Module, results: list[Part]
-    ) -> tuple[Flow, list[Part | frozenset[int]]] | None:
+    ) -> tuple[Flow, list[Part]] | None:
         """A copy of a graph that computes parts of its results, and what it needs; None if that is no less."""
         graph = copy.deepcopy(graph)
-        fill(graph, owner)
         returned = graph.output_node().args[0]
         if writes(graph) and overwritten(graph, owner) & {*graph.find_nodes(op="placeholder")}:
             return None
@@ -82,24 +83,30 @@ class Calls:
             return None
         scope = Scope(self.through_detach, overwritten(graph, owner))
         flow = Flow(graph, owner, scope, results)
-        needs = [flow.need(input) for input in flow.inputs()]
         if flow.stops:
             return None
-        narrow(flow, [need if isinstance(need, Part) else Part() for need in needs])
+        needs = [_part(flow.need(input), input, graph, results) for input in flow.inputs()]
+        narrow(flow, needs)
         return flow, needs
 
 
-def _called(node: fx.Node, needs: list[Any], body: fx.Graph | None = None) -> Moved:
+def _part(need: Part | frozenset[int], input: fx.Node, graph: fx.Graph, results: list[Part]) -> Part:
+    """What to give for an input. One whose numbers are not read is there for its sizes, which are the result's."""
+    if isinstance(need, Part):
+        return need
+    result = graph.output_node().args[0]
+    alike = isinstance(result, fx.Node) and list(map(written, shape_of(result))) == list(map(written, shape_of(input)))
+    return results[0] if alike and need.isdisjoint(axis for axis, _ in results[0]) else WHOLE
+
+
+def _called(node: fx.Node, needs: list[Part]) -> Moved:
     """The call on what is needed of each operand."""
     needed = iter(needs)
 
     def change(leaf: Any) -> Any:
-        if not is_tensor(leaf):
-            return leaf
-        need = next(needed)
-        return Want(leaf, need) if isinstance(need, Part) else Touch(leaf, need)
+        return Want(leaf, next(needed)) if is_tensor(leaf) else leaf
 
-    return Moved(node.target, walk(node.args, change), walk(node.kwargs, change), body)
+    return Moved(node.target, walk(node.args, change), walk(node.kwargs, change))
 
 
 def _code(graph: fx.Graph) -> str:

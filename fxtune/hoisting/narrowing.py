@@ -12,7 +12,7 @@ from fxtune.hoisting.aliases import writes
 from fxtune.hoisting.call import Item, Moved, Touch, Want, overwrites, shape_of, walk
 from fxtune.hoisting.needs import Flow
 from fxtune.hoisting.part import WHOLE, Part
-from fxtune.hoisting.values import part_of, result_of
+from fxtune.hoisting.values import part_of
 
 Piece = tuple[Part, fx.Node]
 """A part of a value, and the node that has it."""
@@ -79,13 +79,11 @@ class _Narrowing:
             walk(arguments, lambda leaf: self._resolved(leaf, made)) for arguments in (moved.args, moved.kwargs)
         )
         self._update(made, moved.target, args, kwargs)
-        if moved.body is not None:
-            made.meta["body"] = moved.body
         if node in self.flow.items:
             made.meta["val"] = tuple(map(part_of, before, self.flow.items[node]))
         else:
             part = self._actual(moved, part)
-            made.meta["val"] = result_of(made, part, before)
+            made.meta["val"] = part_of(before, part)
         return part, made
 
     def _actual(self, moved: Moved, part: Part) -> Part:

@@ -26,9 +26,14 @@ from fxtune.hoisting.call import (
 from fxtune.hoisting.laws import law_of
 from fxtune.hoisting.part import WHOLE, Part, hull, merged
 from fxtune.hoisting.regions import called_regions, count_calls
+from fxtune.hoisting.values import known
 
 WORTH = 0.75
 """Parts that come to more than this of a value are not worth taking: it is computed whole."""
+
+
+TAKING = frozenset({"select", "slice", "narrow", "getitem"})
+"""Operators that need a part of what they read, whatever is needed of their result."""
 
 
 class Leaves(Protocol):
@@ -71,6 +76,11 @@ class Asked:
     parts: list[Part] = field(default_factory=list)
     items: dict[int, list[Part]] = field(default_factory=dict)
     sizes: set[int] | None = None
+
+    @property
+    def for_part(self) -> bool:
+        """Whether they need less than all of it."""
+        return self.sizes is not None or any(map(any, (self.parts, *self.items.values())))
 
 
 class Flow:
@@ -121,7 +131,8 @@ class Flow:
         if results is None:
             results = [WHOLE] * len(items)
         for item, part in zip(items, results, strict=True):
-            walk(item, lambda leaf, part=part: self._ask(Want(leaf, part)) if isinstance(leaf, fx.Node) else None)
+            for leaf in _nodes(item):
+                self._ask(Want(leaf, part))
 
     def _ask(self, read: Read) -> None:
         asked = self._asked.setdefault(read if isinstance(read, fx.Node) else read.node, Asked())
@@ -133,6 +144,8 @@ class Flow:
             asked.parts.append(read.part if isinstance(read, Want) else WHOLE)
 
     def _settle(self, node: fx.Node, asked: Asked) -> None:
+        if asked.for_part:
+            known(node, self.owner)
         parts = self._decided(node, asked)
         if node.op not in ("placeholder", "get_attr"):
             moved = [self._call(node, part, asked) for part in parts]
@@ -165,7 +178,7 @@ class Flow:
     def _stop(self, node: fx.Node, asked: Asked) -> None:
         self.items.pop(node, None)
         self.inner.pop(node, None)
-        if any(asked.parts) or any(part for parts in asked.items.values() for part in parts):
+        if asked.for_part:
             self.stops.append(node)
 
     # ---- calls -------------------------------------------------------------------------------------------------------
@@ -174,6 +187,9 @@ class Flow:
         """The call that computes a part of a node's value; None where it needs all of its operands."""
         if node in self._scope.kept:
             return whole(node)
+        if asked.for_part or op_of(node) in TAKING:
+            for operand in node.all_input_nodes:
+                known(operand, self.owner)
         if item := self._item(node):
             return Moved(node.target, (Item(item[0], item[1], part), item[1]), {})
         results = self._results(node, part, asked)
@@ -216,11 +232,18 @@ class Flow:
     def _leaf(self, node: fx.Node, results: list[Part]) -> Moved | None:
         if not any(results):
             return whole(node)
-        leaves = self._scope.leaves
-        moved = leaves and leaves.call(node, self.owner, results)
-        if not moved and leaves and leaves.unfolds(node, self.owner, results[0]):
+        if (leaves := self._scope.leaves) is None:
+            return None
+        moved = leaves.call(node, self.owner, results)
+        if moved is None and leaves.unfolds(node, self.owner, results[0]):
             self.unfolded.append(node)
         return moved
+
+
+def _nodes(argument: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    walk(argument, lambda leaf: found.append(leaf) if isinstance(leaf, fx.Node) else None)
+    return found
 
 
 def _argument(argument: Any, needs: list[Part | frozenset[int]]) -> Any:
@@ -252,4 +275,4 @@ def _fitted(moved: Moved | None) -> Moved | None:
     def fit(leaf: Any) -> Any:
         return Want(leaf.node, leaf.part.fitting(shape_of(leaf.node))) if isinstance(leaf, Want) else leaf
 
-    return moved and Moved(moved.target, walk(moved.args, fit), walk(moved.kwargs, fit), moved.body)
+    return moved and Moved(moved.target, walk(moved.args, fit), walk(moved.kwargs, fit))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -40,8 +41,9 @@ class Hoisted:
 
     def __str__(self) -> str:
         if not self.operations:
-            return f"optimize: nothing to leave out: {self.reason}"
-        return f"optimize: {self.operations} operations in {_listed(self.places)} compute {self.parts[0]} places"
+            return f"optimize: nothing can be left out: {self.reason}"
+        many = "1 operation" if self.operations == 1 else f"{self.operations} operations"
+        return f"optimize: {many} in {', '.join(self.places)} computed for {self.parts[0]} places"
 
 
 def told(root: fx.GraphModule, flows: Iterable[Flow]) -> Hoisted:
@@ -52,10 +54,10 @@ def told(root: fx.GraphModule, flows: Iterable[Flow]) -> Hoisted:
     stops: list[str] = []
     for flow in flows:
         path = paths[id(flow.owner)]
-        stops += [f"`{_name(node)}` at {join(path, node.name)} reads all of its input" for node in flow.stops]
+        stops += [f"`{_name(node)}` at {path or '<root>'}:{node.name} reads all of its input" for node in flow.stops]
         for node, needed in flow.parts.items():
             if any(needed) and _computes(node, flow.owner):
-                places.append(join(path, str(node.target)) if node.op == "call_module" else path)
+                places.append(join(path, str(node.target)) if "body" in node.meta else path)
                 parts.update(text for part in needed for text in _texts(node, part))
     if not places:
         return Hoisted(reason=next(iter(stops), "") or _reader(root))
@@ -74,19 +76,21 @@ def _texts(node: fx.Node, part: Part) -> Iterator[str]:
         yield f"{range.length} of {example_size(shape_of(node)[axis])}"
 
 
-def _outermost(places: Iterable[str]) -> Iterator[str]:
-    """Paths that lie in no other of them; the model itself does not count."""
-    found = dict.fromkeys(places)
-    for place in found:
-        if not any(place.startswith(f"{other}.") for other in found if other):
-            yield place or "the model itself"
+def _outermost(places: Iterable[str], most: int = 3) -> list[str]:
+    """Paths that lie in no other of them; if they are many, what they all lie in. The model itself does not count."""
+    found = [place for place in dict.fromkeys(places) if place]
+    outer = [place for place in found if not any(place.startswith(f"{other}.") for other in found)]
+    if len(outer) > most:
+        steps = zip(*(place.split(".") for place in outer), strict=False)
+        outer = [".".join(step[0] for step in itertools.takewhile(lambda step: len(set(step)) == 1, steps))]
+    return [place or "<root>" for place in outer or [""]]
 
 
 def _reader(root: fx.GraphModule) -> str:
     """The operation, nearest to the result, that reads all tokens."""
     for node, path in _backwards(root.graph, root, ""):
         if _name(node) in _MIXING:
-            return f"`{_name(node)}` at {join(path, node.name)} reads all of its input"
+            return f"`{_name(node)}` at {path or '<root>'}:{node.name} reads all of its input"
     return "no operation reads a few places alone"
 
 
@@ -103,8 +107,3 @@ def _backwards(graph: fx.Graph, owner: nn.Module, path: str) -> Iterator[tuple[f
 
 def _name(node: fx.Node) -> str:
     return base_name(node.target) if node.op == "call_function" else str(node.target)
-
-
-def _listed(places: tuple[str, ...], most: int = 4) -> str:
-    shown = places if len(places) <= most else (*places[:most], f"{len(places) - most} more")
-    return ", ".join(shown)

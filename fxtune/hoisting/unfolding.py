@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 from torch import fx
+
+from fxtune.hoisting.rows import keep_rows_apart
 
 
 def unfold(node: fx.Node) -> None:
     """Puts a leaf's operators in the place of its call; they read the module's own weights."""
-    graph, body = node.graph, node.meta["body"]
+    graph, body = node.graph, keep_rows_apart(copy.deepcopy(node.meta["body"]))
     made = dict(zip(body.find_nodes(op="placeholder"), node.args, strict=True))
     with graph.inserting_before(node):
         for inner in body.nodes:

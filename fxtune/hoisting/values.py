@@ -12,16 +12,15 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fxtune.hoisting.call import walk
 from fxtune.hoisting.part import Part
-from fxtune.hoisting.regions import called_regions
 
 
-def fill(graph: fx.Graph, owner: nn.Module) -> None:
-    """Gives a value to each node that has none, such as a tuner's, where one can be computed."""
-    for node in graph.nodes:
-        for inner in called_regions(node, owner):
-            fill(inner.graph, inner)
-        if node.op in ("call_function", "call_module", "get_attr") and node.meta.get("val") is None:
-            node.meta["val"] = _computed(node, owner)
+def known(node: fx.Node, owner: nn.Module) -> Any:
+    """A node's value; it is computed where there is none, as for a tuner's, and None where that can't be done."""
+    if node.meta.get("val") is None and node.op in ("call_function", "call_module", "get_attr"):
+        for operand in node.all_input_nodes:
+            known(operand, owner)
+        node.meta["val"] = _computed(node, owner)
+    return node.meta.get("val")
 
 
 def mode_of(vals: Any) -> FakeTensorMode | None:
@@ -43,23 +42,13 @@ def values_of(arguments: Any, owner: nn.Module | None = None) -> Any:
     return walk(arguments, value)
 
 
-def result_of(node: fx.Node, part: Part, before: Any) -> Any:
-    """The value of a node that computes a part of what it computed before."""
-    if node.op == "call_function":
-        with contextlib.suppress(Exception), within(values_of((node.args, node.kwargs))):
-            return node.target(*values_of(node.args), **values_of(node.kwargs))  # type: ignore[operator]
-    return part_of(before, part)
-
-
 def part_of(val: Any, part: Part) -> Any:
     """A part of a tensor, in memory of its own."""
     if not part or not isinstance(val, Tensor):
         return val
+    sizes = [range.length if (range := part.on(axis)) else size for axis, size in enumerate(val.shape)]
     with within(val):
-        for axis, range in part:
-            start = val.shape[axis] + range.start if range.start < 0 else range.start
-            val = val.narrow(axis, start, range.length)
-        return val.contiguous()
+        return val.new_empty(sizes)
 
 
 @contextlib.contextmanager
