@@ -442,6 +442,8 @@ def joined(name: str) -> Draw:
             if name != "stack":
                 sizes[dim] = draw(SIDE)
             tensors.append(numbers(draw, *sizes))
+        if name != "stack" and draw(st.booleans()):
+            tensors.insert(0, numbers(draw, 0))  # an empty tensor may have any rank
         return Drawn(getattr(aten, name).default, (tensors, dim))
 
     return drawn

@@ -60,7 +60,7 @@ class _Narrowing:
     def _computed(self, node: fx.Node) -> list[Piece]:
         """Writes the calls that compute a value's parts."""
         if node.op == "call_function" and not node.users:
-            self._slices.clear()  # it may begin a context, such as that of no gradients: slices are taken anew in it
+            self._slices.clear()  # it may end a context, such as that of no gradients; slices taken there are for there
         parts = self.flow.parts.get(node)
         if parts is None or node.op == "get_attr":
             return [(WHOLE, node)]

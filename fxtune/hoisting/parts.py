@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from fxtune.hoisting.call import Call, Moved, Want, item_of, op_of, shape_of, wanted
-from fxtune.hoisting.part import Part, Range
+from fxtune.hoisting.part import WHOLE, Part, Range
 
 UNBINDING = frozenset({"unbind"})
 SPLITTING = frozenset(
@@ -70,10 +70,12 @@ def item(call: Call, part: Part) -> Moved | None:
 
 def cat(call: Call, part: Part) -> Moved | None:
     """On the axis on which tensors are put together, those alone that have something of the range."""
-    dim = call.given.get("dim", 0) % len(call.shape)
-    tensors, range = call.given["tensors"], part.on(dim)
-    if range is None:
-        return call.moved({"tensors": part})
+    rank, tensors = len(call.shape), call.given["tensors"]
+    dim = call.given.get("dim", 0) % rank
+    range = part.on(dim)
+    if range is None:  # a tensor of another rank is an empty one, which is allowed
+        return call.moved({"tensors": [part if len(shape_of(tensor)) == rank else WHOLE for tensor in tensors]})
+    tensors = [tensor for tensor in tensors if len(shape_of(tensor)) == rank]
     found = []
     start = 0
     for tensor in tensors:

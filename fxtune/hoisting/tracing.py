@@ -73,10 +73,17 @@ def _in_mode(modules: list[nn.Module], training: bool) -> Iterator[None]:
 
 
 def _call_key(node: fx.Node, owner: nn.Module) -> Any:
-    if node.op == "call_function":
-        return node.target, str(node.args), str(node.kwargs)
-    module = owner.get_submodule(str(node.target))
-    return tuple((name, *_settings(inner)) for name, inner in module.named_modules())
+    called = owner.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+    others: list[Any] = []
+    walk((node.args, node.kwargs), lambda leaf: None if is_tensor(leaf) else others.append(values_of(leaf, owner)))
+    shape = walk((node.args, node.kwargs), is_tensor)
+    return tuple(_thing_key(thing) for thing in (called, *others)), str(shape)
+
+
+def _thing_key(thing: Any) -> Any:
+    if isinstance(thing, nn.Module):
+        return tuple((name, *_settings(inner)) for name, inner in thing.named_modules())
+    return thing if callable(thing) else str(thing)
 
 
 def _settings(module: nn.Module) -> tuple[Any, ...]:
@@ -86,7 +93,7 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
     return (
         type(module),
         getattr(module.forward, "__name__", ""),
-        tuple((name, value if isinstance(value, plain) else _identity(value)) for name, value in sorted(own.items())),
+        tuple((name, repr(value) if isinstance(value, plain) else _identity(value)) for name, value in sorted(own.items())),
         tuple((name, _value_key(weight)) for name, weight in [*module._parameters.items(), *module._buffers.items()]),
     )
 
