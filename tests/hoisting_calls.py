@@ -163,7 +163,9 @@ def attention(draw: Draw) -> Drawn:
         sizes = [batch, heads * groups, queries, keys]
         mask = [1 if axis < 3 and draw(st.booleans()) else size for axis, size in enumerate(sizes)]
         return Drawn(
-            aten.scaled_dot_product_attention.default, (q, k, v, numbers(draw, *mask[draw(st.integers(0, 2)) :])), kwargs
+            aten.scaled_dot_product_attention.default,
+            (q, k, v, numbers(draw, *mask[draw(st.integers(0, 2)) :])),
+            kwargs,
         )
     if draw(st.booleans()):
         kwargs["is_causal"] = True
@@ -463,7 +465,9 @@ def fresh(name: str) -> Draw:
     def drawn(draw: Draw) -> Drawn:
         value = [2.0] if name == "new_full" else []
         return Drawn(
-            getattr(aten, name).default, (numbers(draw, *shape(draw)), shape(draw), *value), only_shape=name == "new_empty"
+            getattr(aten, name).default,
+            (numbers(draw, *shape(draw)), shape(draw), *value),
+            only_shape=name == "new_empty",
         )
 
     return drawn

@@ -30,11 +30,11 @@ def hoist(root: fx.GraphModule, *, through_detach: bool) -> Hoisted:
         scope = Scope.of(root, calls, through_detach=through_detach)
         flow = Flow(root.graph, root, scope, open=False)
         flows = list(_all([flow, *scope.shared.values()]))
-        unfolded = dict.fromkeys(node for each in flows for node in each.unfolded)
+        unfolded = [pair for each in flows for pair in each.unfolded.items()]
         if not unfolded:
             break
-        for node in unfolded:
-            unfold(node)
+        for node, graph in unfolded:
+            unfold(node, graph)
     import os
     if os.environ.get("HDEBUG"):
         for each in flows:

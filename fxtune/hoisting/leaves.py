@@ -14,9 +14,10 @@ from fxtune.hoisting.needs import Flow, Scope
 from fxtune.hoisting.part import WHOLE, Part, written
 from fxtune.hoisting.rows import keep_rows_apart
 from fxtune.hoisting.tracing import Traces, operands
+from fxtune.vocabulary import LAYOUT, PART
 
-UNFOLDED = frozenset({"linear", "addmm", "mm", "matmul", "t", "transpose", "mT", "add"})
-"""Operators that don't depend on the mode: a leaf of these may be written as what it runs."""
+UNFOLDED = LAYOUT | PART | {"linear", "addmm", "mm", "matmul", "add", "cat", "getitem", "sym_size"}
+"""Operators that don't depend on mode or dtype: a call that runs these alone may be written as what it runs."""
 
 
 class Calls:
@@ -41,24 +42,26 @@ class Calls:
             return _called(node, found[1])
         return None if overwrites(node) else self._traced(node, owner, results)
 
-    def unfolds(self, node: fx.Node, owner: nn.Module, part: Part) -> bool:
-        """Whether a folded module's operators compute a part of its result from parts of its weights.
+    def unfolded(self, node: fx.Node, owner: nn.Module, results: list[Part]) -> fx.Graph | None:
+        """The graph to write in the place of a call, if its operators compute the parts from parts of what they read.
 
+        That is so where a part of a module's weights is read, or a function takes other parts of a smaller operand.
         A module with hooks is called as it is, for them to run.
         """
-        body = node.meta.get("body")
-        if node.op != "call_module" or body is None or _hooked(owner.get_submodule(str(node.target))):
-            return False
-        body = keep_rows_apart(copy.deepcopy(body))
-        if {op_of(inner) for inner in body.nodes if inner.op == "call_function"} - UNFOLDED:
-            return False
-        found = self._narrowed(body, owner.get_submodule(str(node.target)), [part])
-        return found is not None
+        if node.op == "call_module":
+            body, module = node.meta.get("body"), owner.get_submodule(str(node.target))
+            graph = None if body is None or _hooked(module) else keep_rows_apart(copy.deepcopy(body))
+        else:
+            module, graph = owner, next(iter(self._graphs(node, owner)), None)
+            if graph is not None and graph.find_nodes(op="get_attr"):
+                return None
+        if graph is None or not _written_anywhere(graph) or self._narrowed(graph, module, results) is None:
+            return None
+        return graph
 
     def _traced(self, node: fx.Node, owner: nn.Module, results: list[Part]) -> Moved | None:
-        vals = [operand.meta["val"] for operand in operands(node)]
         needs: list[list[Part]] = []
-        for number, graph in enumerate(graphs := self._traces.of(node, owner, vals)):
+        for number, graph in enumerate(graphs := self._graphs(node, owner)):
             found = self._narrowed(graph, owner, results)
             if found is None:
                 return None
@@ -70,6 +73,9 @@ class Calls:
                     return None
             needs.append(parts)
         return _called(node, needs[0]) if needs and all(theirs == needs[0] for theirs in needs) else None
+
+    def _graphs(self, node: fx.Node, owner: nn.Module) -> list[fx.Graph]:
+        return self._traces.of(node, owner, [operand.meta["val"] for operand in operands(node)])
 
     def _narrowed(
         self, graph: fx.Graph, owner: nn.Module, results: list[Part]
@@ -111,6 +117,12 @@ def _called(node: fx.Node, needs: list[Part]) -> Moved:
 
 def _code(graph: fx.Graph) -> str:
     return str(graph.python_code("self").src)
+
+
+def _written_anywhere(graph: fx.Graph) -> bool:
+    """Whether a graph may stand in another one."""
+    returns_one = isinstance(graph.output_node().args[0], fx.Node)
+    return returns_one and all(op_of(node) in UNFOLDED for node in graph.nodes if node.op == "call_function")
 
 
 def _hooked(module: nn.Module) -> bool:

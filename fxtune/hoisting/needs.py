@@ -42,8 +42,8 @@ class Leaves(Protocol):
     def call(self, node: fx.Node, owner: nn.Module, results: list[Part]) -> Moved | None:
         """The same call on parts of its operands, from which it computes these parts of its results."""
 
-    def unfolds(self, node: fx.Node, owner: nn.Module, part: Part) -> bool:
-        """Whether a part of the result is computed from a part of the module's weights."""
+    def unfolded(self, node: fx.Node, owner: nn.Module, results: list[Part]) -> fx.Graph | None:
+        """The graph to write in the place of the call, if parts are then moved further."""
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Flow:
         items: for each node that returns several tensors, the part of each.
         moved: for a node and a part of it, the call that computes it.
         inner: the flows of the regions that a node calls.
-        unfolded: calls of modules that must be written as their operators, so that a part of their weights is read.
+        unfolded: calls that have to be written as the graphs that they run.
         stops: nodes of whose results a part is needed, but which need all of their operands.
     """
 
@@ -105,7 +105,7 @@ class Flow:
         self.items: dict[fx.Node, list[Part]] = {}
         self.moved: dict[tuple[fx.Node, Part], Moved] = {}
         self.inner: dict[fx.Node, list[Flow]] = {}
-        self.unfolded: list[fx.Node] = []
+        self.unfolded: dict[fx.Node, fx.Graph] = {}
         self.stops: list[fx.Node] = []
         self._scope = scope
         self._asked: dict[fx.Node, Asked] = {}
@@ -235,8 +235,8 @@ class Flow:
         if (leaves := self._scope.leaves) is None:
             return None
         moved = leaves.call(node, self.owner, results)
-        if moved is None and leaves.unfolds(node, self.owner, results[0]):
-            self.unfolded.append(node)
+        if moved is None and (graph := leaves.unfolded(node, self.owner, results)):
+            self.unfolded[node] = graph
         return moved
 
 

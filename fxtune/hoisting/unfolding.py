@@ -1,18 +1,17 @@
-"""A folded module's call, written as the operators that it runs."""
+"""A call written as the operators that it runs."""
 
 from __future__ import annotations
 
-import copy
-
 from torch import fx
 
-from fxtune.hoisting.rows import keep_rows_apart
+from fxtune.hoisting.tracing import operands
 
 
-def unfold(node: fx.Node) -> None:
-    """Puts a leaf's operators in the place of its call; they read the module's own weights."""
-    graph, body = node.graph, keep_rows_apart(copy.deepcopy(node.meta["body"]))
-    made = dict(zip(body.find_nodes(op="placeholder"), node.args, strict=True))
+def unfold(node: fx.Node, body: fx.Graph) -> None:
+    """Puts the operators of `body` in the place of a call; those of a module read the module's own weights."""
+    graph = node.graph
+    stack = {name: value for name, value in node.meta.items() if name not in ("val", "body")}
+    made = dict(zip(body.find_nodes(op="placeholder"), operands(node), strict=True))
     with graph.inserting_before(node):
         for inner in body.nodes:
             if inner.op in ("placeholder", "output"):
@@ -20,7 +19,6 @@ def unfold(node: fx.Node) -> None:
             copied = graph.node_copy(inner, made.__getitem__)
             if inner.op == "get_attr":
                 copied.target = f"{node.target}.{inner.target}"
-            stack = {name: value for name, value in node.meta.items() if name not in ("val", "body")}
             copied.meta = {**stack, "val": inner.meta.get("val")}
             made[inner] = copied
     node.replace_all_uses_with(made[body.output_node().args[0]])
