@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from hypothesis.extra.numpy import mutually_broadcastable_shapes
 from torch import Tensor
 
 aten = torch.ops.aten
-SIDE = st.integers(1, 4)
+SIDE = st.sampled_from([2, 3, 4, 1])
 
 
 @dataclass
@@ -240,8 +241,8 @@ def flip(draw: Draw) -> Drawn:
 
 
 REDUCTIONS: dict[str, tuple[str, ...]] = {
-    "mean": ("default", "dim"),
-    "sum": ("default", "dim_IntList"),
+    "mean": ("dim", "default"),
+    "sum": ("dim_IntList", "default"),
     "amax": ("default",),
     "amin": ("default",),
     "prod": ("default", "dim_int"),
@@ -263,10 +264,10 @@ def reduction(name: str) -> Draw:
     def drawn(draw: Draw) -> Drawn:
         overload = draw(st.sampled_from(REDUCTIONS[name]))
         target = getattr(getattr(aten, name), overload)
-        x = numbers(draw, *shape(draw, 1))
+        x = numbers(draw, *shape(draw, 2))
         if (name, overload) in NO_AXIS:
             return Drawn(target, (x,))
-        dims: Any = axis(draw, x.dim()) if (name, overload) in ONE_AXIS else axes(draw, x.dim())
+        dims: Any = axis(draw, x.dim()) if (name, overload) in ONE_AXIS else axes(draw, x.dim())[:2]
         kwargs = {"keepdim": True} if draw(st.booleans()) else {}
         if name == "linalg_vector_norm":
             return Drawn(target, (x, 2, dims), kwargs)
@@ -343,7 +344,7 @@ def regrouped(name: str) -> Draw:
     def drawn(draw: Draw) -> Drawn:
         fine = shape(draw, 1, 5)
         cuts = sorted({0, len(fine), *draw(st.lists(st.integers(0, len(fine)), max_size=3))})
-        runs = [fine[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+        runs = [fine[a:b] for a, b in itertools.pairwise(cuts)]
         if name == "flatten":
             start, end = sorted(draw(st.integers(0, len(fine) - 1)) for _ in range(2))
             return Drawn(aten.flatten.using_ints, (numbers(draw, *fine), start, end - len(fine)))

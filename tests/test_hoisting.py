@@ -23,15 +23,15 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
 class ReadsLast(nn.Module):
-    """A classifier of sequences by their last token."""
+    """A classifier of sequences by their last tokens."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, many: int) -> None:
         super().__init__()
-        self.model, self.head = model, nn.Linear(32, 5)
+        self.model, self.head, self.many = model, nn.Linear(32, 5), many
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         states = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return self.head(states[:, -1])
+        return self.head(states[:, -self.many :].sum(1))
 
 
 def timm_model(name: str, **settings: Any) -> nn.Module:
@@ -39,12 +39,11 @@ def timm_model(name: str, **settings: Any) -> nn.Module:
     return timm.create_model(name, **{**sizes, **settings})
 
 
-def gpt() -> nn.Module:
+def gpt(many: int) -> nn.Module:
     sizes = {"vocab_size": 50, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 2}
     tokens = {"bos_token_id": 0, "eos_token_id": 1}
-    return ReadsLast(
-        transformers.GPT2Model(transformers.GPT2Config(**sizes, **tokens, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0))
-    )
+    config = transformers.GPT2Config(**sizes, **tokens, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    return ReadsLast(transformers.GPT2Model(config), many)
 
 
 def hf_vit() -> nn.Module:
@@ -71,7 +70,8 @@ READ_FEW: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "transformers' ViT": (hf_vit, (IMAGES,)),
     "padding mask": (lambda: bert(**NO_DROPOUT), MASKED),
     "eager attention": (lambda: bert(**NO_DROPOUT, attn_implementation="eager"), MASKED),
-    "last token": (gpt, MASKED),
+    "last token": (lambda: gpt(1), MASKED),
+    "last two tokens": (lambda: gpt(2), MASKED),
 }
 READ_ALL: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "mean": (lambda: vit(global_pool="avg", class_token=False, fc_norm=True), (IMAGES,)),

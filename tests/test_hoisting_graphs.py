@@ -248,7 +248,7 @@ STEPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "first": lambda x, y: x + y[:, :1],
     "last": lambda x, y: x + y[:, -1:].expand(-1, TOKENS, -1),
     "heads": lambda x, y: _heads(x).tanh().transpose(1, 2).reshape(BATCH, TOKENS, DIM),
-    "rows": lambda x, y: (x.view(-1, DIM) @ WEIGHT).view(BATCH, TOKENS, DIM),
+    "rows": lambda x, y: (x.contiguous().view(-1, DIM) @ WEIGHT).view(BATCH, TOKENS, DIM),
     "swap": lambda x, y: torch.cat(x.chunk(2, -1)[::-1], -1),
     "shift": lambda x, y: torch.cat([y[:, 1:], x[:, :1]], 1),
     "join": lambda x, y: torch.cat([x, y], 1)[:, 3 : 3 + TOKENS],

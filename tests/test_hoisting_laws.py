@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx
 
 from fxtune.hoisting import laws
+from fxtune.hoisting.axes import Law
 from fxtune.hoisting.call import Call, Moved, Touch, Want, walk
 from fxtune.hoisting.part import Part, Range
 from hoisting_calls import CALLS, Drawn
@@ -80,10 +81,11 @@ def test_every_law_has_its_calls() -> None:
     assert set(CALLS) == set(TABLE)
 
 
-@pytest.mark.parametrize("name", sorted(TABLE))
-def test_a_part_of_the_result_is_the_result_on_parts(name: str) -> None:
+def check(name: str, law: Law) -> bool:
+    """Whether any drawn call was moved; an error if one was and gave something else."""
     moved_any = False
 
+    @settings(report_multiple_bugs=False)
     @given(st.data())
     def holds(data: st.DataObject) -> None:
         nonlocal moved_any
@@ -91,20 +93,59 @@ def test_a_part_of_the_result_is_the_result_on_parts(name: str) -> None:
         node = node_of(drawn)
         whole = node.meta["val"]
         part = data.draw(parts(tuple(whole.shape))) if isinstance(whole, Tensor) else Part()
-        moved = TABLE[name](Call(node), part)
+        moved = law(Call(node), part)
         if moved is None:
             return
         found = run(moved)
+        moved_any = moved_any or any(isinstance(read, Touch) or getattr(read, "part", None) for read in moved.reads())
         if not isinstance(whole, Tensor):
             assert found == whole
-            moved_any = True
             return
         expected = taken(whole, part)
         assert found.shape == expected.shape
         assert found.dtype == expected.dtype
         if not drawn.only_shape:
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12, equal_nan=True)
-        moved_any = moved_any or any(isinstance(read, Touch) or getattr(read, "part", None) for read in moved.reads())
 
     holds()
-    assert moved_any, "no example was drawn in which the law moves anything"
+    return moved_any
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+def test_a_part_of_the_result_is_the_result_on_parts(name: str) -> None:
+    assert check(name, TABLE[name]), "no example was drawn in which the law moves anything"
+
+
+def same_axes(call: Call, part: Part) -> Moved:
+    """A law that holds for few operators: the same part of the first operand."""
+    name = next(name for name in ("self", "input", "query", "tensors", "weight") if name in call.given)
+    return call.moved({name: part})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("softmax", "layer_norm", "permute", "transpose", "unsqueeze", "squeeze", "select", "slice", "cat", "stack"),
+        *("linear", "matmul", "addmm", "reshape", "flatten", "expand", "mean", "scaled_dot_product_attention"),
+        *("conv2d", "embedding", "flip", "cumsum", "glu", "movedim"),
+    ],
+)
+def test_a_wrong_law_is_caught(name: str) -> None:
+    with pytest.raises((AssertionError, RuntimeError, IndexError)):
+        check(name, same_axes)
+
+
+def test_a_law_that_forgets_broadcasting_is_caught() -> None:
+    with pytest.raises((AssertionError, RuntimeError, IndexError)):
+        check("add", lambda call, part: call.each(lambda shape: part))
+
+
+def test_an_attention_that_forgets_its_mask_is_caught() -> None:
+    def forgetful(call: Call, part: Part) -> Moved | None:
+        moved = TABLE["scaled_dot_product_attention"](call, part)
+        return moved and Moved(
+            moved.target, moved.args[:3], {k: v for k, v in moved.kwargs.items() if k != "attn_mask"}
+        )
+
+    with pytest.raises(AssertionError):
+        check("scaled_dot_product_attention", forgetful)

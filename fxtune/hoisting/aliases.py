@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from torch import fx, nn
 from torch._ops import OpOverload
 
-from fxtune.hoisting.call import overwrites
+from fxtune.hoisting.call import is_opaque, overwrites
 from fxtune.hoisting.regions import runs
 from fxtune.vocabulary import CAST, DROPOUT, LAYOUT, PART, base_name
 
@@ -72,7 +72,7 @@ class _Memory:
 
 def _may_share(node: fx.Node) -> bool:
     if not isinstance(node.target, OpOverload):
-        return node.target is operator.getitem or not getattr(node.target, "__module__", "").startswith("_operator")
+        return node.target is operator.getitem or is_opaque(node)
     views = any(result.alias_info is not None for result in node.target._schema.returns)
     return views or base_name(node.target) in _SHARING
 

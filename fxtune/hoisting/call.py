@@ -197,3 +197,11 @@ def op_of(node: fx.Node) -> str:
 def overwrites(node: fx.Node) -> bool:
     """Whether a node calls an operator that overwrites an argument."""
     return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+
+
+def is_opaque(node: fx.Node) -> bool:
+    """Whether a node calls code of Python's, of which an operator's schema tells nothing."""
+    if node.op != "call_function":
+        return node.op == "call_module"
+    in_python = getattr(node.target, "__module__", None) != "_operator"
+    return in_python and not isinstance(node.target, OpOverload)

@@ -35,10 +35,6 @@ def hoist(root: fx.GraphModule, *, through_detach: bool) -> Hoisted:
             break
         for node, graph in unfolded:
             unfold(node, graph)
-    import os
-    if os.environ.get("HDEBUG"):
-        for each in flows:
-            print("STOPS", type(each.owner), [(n, n.target) for n in each.stops])
     hoisted = told(root, flows)
     changed = [each for top in (flow, *scope.shared.values()) for each in narrow(top)]
     for each in changed:

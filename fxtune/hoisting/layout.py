@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 
-from fxtune.hoisting.call import Call, Moved, Want
+from fxtune.hoisting.call import Call, Moved, Want, op_of
 from fxtune.hoisting.elementwise import broadcast
 from fxtune.hoisting.part import Part, Range, Shape, written
 from fxtune.view import example_size
+
+VIEWING = frozenset({"view", "_unsafe_view", "view_copy"})
+"""Operators that are `reshape` but for the memory of what they give."""
 
 
 def regrouped(call: Call, part: Part) -> Moved | None:
@@ -26,7 +29,9 @@ def regrouped(call: Call, part: Part) -> Moved | None:
         if ours is None:
             return None
         found |= ours
-    return call.moved({"self": Part.of(found)}, _sizes(call, part))
+    # A part need not lie in memory so that it can be viewed.
+    target = torch.ops.aten.reshape.default if part and op_of(call.node) in VIEWING else None
+    return call.moved({"self": Part.of(found)}, _sizes(call, part), target=target)
 
 
 def expanded(call: Call, part: Part) -> Moved:

@@ -12,7 +12,7 @@ from fxtune.hoisting.call import Moved, Want, is_tensor, op_of, overwrites, shap
 from fxtune.hoisting.narrowing import narrow
 from fxtune.hoisting.needs import Flow, Scope
 from fxtune.hoisting.part import WHOLE, Part, written
-from fxtune.hoisting.rows import keep_rows_apart
+from fxtune.hoisting.simplified import simplified
 from fxtune.hoisting.tracing import Traces, operands
 from fxtune.vocabulary import LAYOUT, PART
 
@@ -35,7 +35,7 @@ class Calls:
         """The same call on parts of its operands, from which it computes these parts of its results."""
         if node.op == "call_module" and (body := node.meta.get("body")) is not None:
             module = owner.get_submodule(str(node.target))
-            body = keep_rows_apart(copy.deepcopy(body))
+            body = simplified(body)
             found = self._narrowed(body, module, results)
             if found is None or _code(found[0].graph) != _code(body):
                 return None
@@ -50,7 +50,7 @@ class Calls:
         """
         if node.op == "call_module":
             body, module = node.meta.get("body"), owner.get_submodule(str(node.target))
-            graph = None if body is None or _hooked(module) else keep_rows_apart(copy.deepcopy(body))
+            graph = None if body is None or _hooked(module) else simplified(body)
         else:
             module, graph = owner, next(iter(self._graphs(node, owner)), None)
             if graph is not None and graph.find_nodes(op="get_attr"):
@@ -69,23 +69,22 @@ class Calls:
             if _code(flow.graph) != _code(graph):
                 # Sizes that the code reads from its operands are literals in the trace.
                 again = self._traces.of(node, owner, [input.meta["val"] for input in flow.inputs()])
-                if len(again) != len(graphs) or _code(again[number]) != _code(flow.graph):
+                if len(again) != len(graphs) or _code(simplified(again[number])) != _code(flow.graph):
                     return None
             needs.append(parts)
         return _called(node, needs[0]) if needs and all(theirs == needs[0] for theirs in needs) else None
 
     def _graphs(self, node: fx.Node, owner: nn.Module) -> list[fx.Graph]:
-        return self._traces.of(node, owner, [operand.meta["val"] for operand in operands(node)])
+        vals = [operand.meta["val"] for operand in operands(node)]
+        return [simplified(graph) for graph in self._traces.of(node, owner, vals)]
 
-    def _narrowed(
-        self, graph: fx.Graph, owner: nn.Module, results: list[Part]
-    ) -> tuple[Flow, list[Part]] | None:
+    def _narrowed(self, graph: fx.Graph, owner: nn.Module, results: list[Part]) -> tuple[Flow, list[Part]] | None:
         """A copy of a graph that computes parts of its results, and what it needs; None if that is no less."""
         graph = copy.deepcopy(graph)
         returned = graph.output_node().args[0]
         if writes(graph) and overwritten(graph, owner) & {*graph.find_nodes(op="placeholder")}:
             return None
-        if len(returned if isinstance(returned, tuple | list) else [returned]) != len(results):  # type: ignore[arg-type]
+        if len(returned if isinstance(returned, tuple | list) else [returned]) != len(results):
             return None
         scope = Scope(self.through_detach, overwritten(graph, owner))
         flow = Flow(graph, owner, scope, results)

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from fxtune.hoisting.aliases import writes
-from fxtune.hoisting.call import Item, Moved, Touch, Want, overwrites, shape_of, walk
+from fxtune.hoisting.call import Item, Moved, Touch, Want, is_opaque, overwrites, shape_of, walk
 from fxtune.hoisting.needs import Flow
 from fxtune.hoisting.part import WHOLE, Part
 from fxtune.hoisting.values import part_of
@@ -105,16 +105,15 @@ class _Narrowing:
         return [(part, node)]
 
     def _return(self, node: fx.Node) -> None:
-        returned = node.args[0]
+        returned: Any = node.args[0]
         several = isinstance(returned, tuple | list)
-        items = list(returned) if several else [returned]
-        results = self.flow.results or [WHOLE] * len(items)
-        found = [self._part_of_each(item, part, node) for item, part in zip(items, results, strict=True)]
-        self._update(
-            node, node.target, ((tuple(found) if isinstance(returned, tuple) else found) if several else found[0],), {}
-        )
+        results = self.flow.results or [WHOLE] * (len(returned) if several else 1)
+        items = returned if several else [returned]
+        found = [self._parts_in(item, part, node) for item, part in zip(items, results, strict=True)]
+        result = (tuple(found) if isinstance(returned, tuple) else found) if several else found[0]
+        self._update(node, node.target, (result,), {})
 
-    def _part_of_each(self, returned: Any, part: Part, at: fx.Node) -> Any:
+    def _parts_in(self, returned: Any, part: Part, at: fx.Node) -> Any:
         return walk(returned, lambda leaf: self._fetch(Want(leaf, part), at) if isinstance(leaf, fx.Node) else leaf)
 
     # ---- what they read ----------------------------------------------------------------------------------------------
@@ -140,7 +139,16 @@ class _Narrowing:
                 self._slices[key] = made
                 self._change()
             node = self._slices[key]
-        return node
+        return self._dense(node, at) if missing and is_opaque(at) else node
+
+    def _dense(self, slice: fx.Node, at: fx.Node) -> fx.Node:
+        """A slice in memory of its own, for code that may count on that, with `view`."""
+        found = next((user for user in slice.users if user.target is torch.ops.aten.contiguous.default), None)
+        if found is None:
+            with self.graph.inserting_after(slice):
+                found = self.graph.call_function(torch.ops.aten.contiguous.default, (slice,))
+            found.meta = dict(slice.meta)
+        return found
 
     def _piece(self, read: Want | Touch) -> Piece:
         """The smallest piece that will do."""

@@ -93,7 +93,9 @@ def _settings(module: nn.Module) -> tuple[Any, ...]:
     return (
         type(module),
         getattr(module.forward, "__name__", ""),
-        tuple((name, repr(value) if isinstance(value, plain) else _identity(value)) for name, value in sorted(own.items())),
+        tuple(
+            (name, repr(value) if isinstance(value, plain) else _identity(value)) for name, value in sorted(own.items())
+        ),
         tuple((name, _value_key(weight)) for name, weight in [*module._parameters.items(), *module._buffers.items()]),
     )
 

@@ -46,7 +46,9 @@ def part_of(val: Any, part: Part) -> Any:
     """A part of a tensor, in memory of its own."""
     if not part or not isinstance(val, Tensor):
         return val
-    sizes = [range.length if (range := part.on(axis)) else size for axis, size in enumerate(val.shape)]
+    sizes = list(val.shape)
+    for axis, range in part:
+        sizes[axis] = range.length
     with within(val):
         return val.new_empty(sizes)
 

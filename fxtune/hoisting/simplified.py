@@ -1,26 +1,32 @@
-"""Linear maps that merge all axes but the last one into rows, and part them again: the same map keeps them apart."""
+"""A graph of operators in a form that the laws can follow further."""
 
 from __future__ import annotations
+
+import copy
 
 import torch
 from torch import fx
 
 from fxtune.hoisting.call import op_of, shape_of
+from fxtune.hoisting.layout import VIEWING
 from fxtune.hoisting.part import written
 from fxtune.vocabulary import RESHAPING
 
 aten = torch.ops.aten
 
 
-def keep_rows_apart(graph: fx.Graph) -> fx.Graph:
-    """Writes ``view(view(x) W + b)`` as ``x W + b`` where x and the result have the same axes, the last one aside."""
+def simplified(graph: fx.Graph) -> fx.Graph:
+    """A copy that computes the same: maps of merged rows keep their axes apart, and `view` is written as `reshape`."""
+    graph = copy.deepcopy(graph)
     for node in graph.nodes:
         if op_of(node) in ("addmm", "mm") and not node.kwargs:
             *bias, rows, weight = node.args
             for back in list(node.users) if isinstance(rows, fx.Node) and op_of(rows) in RESHAPING else []:
                 if op_of(back) in RESHAPING and _same_but_last(rows.all_input_nodes[0], rows, back):
-                    _write(graph, back, rows.all_input_nodes[0], weight, bias)
+                    _apart(graph, back, rows.all_input_nodes[0], weight, bias)
     for node in reversed(graph.nodes):
+        if op_of(node) in VIEWING:
+            node.target = aten.reshape.default
         if node.op == "call_function" and not node.users:
             graph.erase_node(node)
     return graph
@@ -31,7 +37,8 @@ def _same_but_last(x: fx.Node, rows: fx.Node, back: fx.Node) -> bool:
     return before[:-1] == after[:-1] and before[-1] == merged[-1] and len(before) > 1
 
 
-def _write(graph: fx.Graph, back: fx.Node, x: fx.Node, weight: object, bias: list[object]) -> None:
+def _apart(graph: fx.Graph, back: fx.Node, x: fx.Node, weight: object, bias: list[object]) -> None:
+    """Writes ``view(view(x) W + b)`` as ``x W + b``, where x and the result have the same axes but the last one."""
     with graph.inserting_before(back):
         made = graph.call_function(aten.matmul.default, (x, weight))  # type: ignore[arg-type]
         made.meta = dict(back.meta)
