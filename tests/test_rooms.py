@@ -26,6 +26,7 @@ ROOMS = [
     "tuners",
     "planning",
     "rewriting",
+    "hoisting",
     "tuned",
     "inspection",
     "names",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,7 +76,7 @@ def build_bypass(
     return _region("Bypass", graph, children)
 
 
-def splice(plan: BypassPlan, bypass: nn.Module, changes: Changes) -> None:
+def splice(plan: BypassPlan, bypass: Region, changes: Changes) -> None:
     """Lets the bypass read its stems, detached, and the tail read its result."""
     growing = changes.region(plan.region)
     growing.tuners()["bypass"] = bypass
@@ -88,10 +88,25 @@ def splice(plan: BypassPlan, bypass: nn.Module, changes: Changes) -> None:
     detached = [growing.once_behind(stem, torch.ops.aten.detach.default) for stem in stems]
     behind = max((*detached, output))
     result = growing.behind(behind, plan.target, tuple(detached))
+    _tell(bypass, [node.meta.get("val") for node in detached])
     growing.replace(plan.output.tap.node, readers, result)
     growing.drop(output)  # where it is no stem, the sites behind the last one are for nothing
     _keep_still(plan, changes)
     _detach_inputs(plan, changes)
+
+
+def _tell(bypass: Region, vals: Sequence[object]) -> None:
+    """Notes at the nodes what is known of their values: each level gives what has the shape of its stem."""
+    inputs = bypass.graph.find_nodes(op="placeholder")
+    levels = [node for node in bypass.graph.find_nodes(op="call_module") if str(node.target).startswith("levels.")]
+    for node, val in zip(inputs, vals, strict=True):
+        node.meta["val"] = val
+    for node, below, stem in zip(levels, vals, vals[1:], strict=False):
+        node.meta["val"] = stem
+        level = bypass.get_submodule(str(node.target))
+        assert isinstance(level, Region)
+        for given, val in zip(level.graph.find_nodes(op="placeholder"), (below, stem), strict=True):
+            given.meta["val"] = val
 
 
 def _keep_still(plan: BypassPlan, changes: Changes) -> None:

@@ -2,7 +2,8 @@
 
 from fxtune.tracing.capture import call_inputs, capture
 from fxtune.tracing.contexts import ENTER, LEAVE
+from fxtune.tracing.modes import ByMode
 from fxtune.tracing.region import Region
 from fxtune.tracing.signature import CallSignature
 
-__all__ = ["ENTER", "LEAVE", "CallSignature", "Region", "call_inputs", "capture"]
+__all__ = ["ENTER", "LEAVE", "ByMode", "CallSignature", "Region", "call_inputs", "capture"]
