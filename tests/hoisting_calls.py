@@ -264,7 +264,7 @@ def reduction(name: str) -> Draw:
     def drawn(draw: Draw) -> Drawn:
         overload = draw(st.sampled_from(REDUCTIONS[name]))
         target = getattr(getattr(aten, name), overload)
-        x = numbers(draw, *shape(draw, 2))
+        x = numbers(draw, *shape(draw, 3))
         if (name, overload) in NO_AXIS:
             return Drawn(target, (x,))
         dims: Any = axis(draw, x.dim()) if (name, overload) in ONE_AXIS else axes(draw, x.dim())[:2]
