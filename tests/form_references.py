@@ -61,7 +61,8 @@ def more_keys(rows: Sequence[KeysAndValues]) -> Iterator[None]:
             logits[..., :own] = logits[..., :own].masked_fill(~attn_mask, float("-inf"))
         elif attn_mask is not None:
             logits[..., :own] += attn_mask
-        return logits.softmax(-1) @ values
+        blind = (logits == float("-inf")).all(-1, keepdim=True)  # without further rows: the operator gives zeros
+        return logits.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0) @ values
 
     with mock.patch.object(F, "scaled_dot_product_attention", attention):
         yield

@@ -69,7 +69,8 @@ def test_both_forms_agree_with_each_other_and_with_the_method_by_hand(family: st
             unbound, original = captured.both(rule, **own)
             check(f"{method}, forms, P = {many}", captured, unbound, original)
             counts[method] += 1
-            if method in SIZED:
+            # Without rows a sample of padding only is what a kernel makes of it; the reference's is the fused one.
+            if method in SIZED and (many or case.drawn.get("attention") != "eager"):
                 # A norm that computes in float32 rounds the gradients of prompts as it likes.
                 gradients = 1e-10 if case.float64 else 1e-6
                 check(
