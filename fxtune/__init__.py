@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fxtune.accounting import MemoryReport, memory
     from fxtune.api import apply, inspect
     from fxtune.errors import (
         CacheError,
@@ -41,6 +42,7 @@ __all__ = [
     "FxtuneError",
     "InputError",
     "MatchError",
+    "MemoryReport",
     "PatternError",
     "Placement",
     "PlanError",
@@ -52,17 +54,20 @@ __all__ = [
     "apply",
     "capture",
     "inspect",
+    "memory",
     "tuner",
     "verify",
 ]
 
 _HOME = {
     "Certificate": "fxtune.verifying",
+    "MemoryReport": "fxtune.accounting",
     "Placement": "fxtune.tuners",
     "TunedModel": "fxtune.tuned",
     "apply": "fxtune.api",
     "capture": "fxtune.tracing",
     "inspect": "fxtune.api",
+    "memory": "fxtune.accounting",
     "tuner": "fxtune.tuners",
     "verify": "fxtune.verifying",
 }

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from fxtune import cards, source
 from fxtune.errors import PlanError
+from fxtune.hoisting import hoist
 from fxtune.inspection import Inspection, counted, outcomes
 from fxtune.matching import Sites
 from fxtune.names import resolve as resolve_model
@@ -39,6 +40,7 @@ def apply(
     dtype: torch.dtype = torch.float32,
     batchnorm: Literal["frozen", "track"] = "frozen",
     form: Form = "unbound",
+    optimize: bool = False,
     **overrides: Any,
 ) -> TunedModel:
     """Captures a model, finds what the rules name, and puts tuners there.
@@ -58,6 +60,11 @@ def apply(
         form: ``unbound`` puts tuners beside the operations; ``original`` tangles them as their own papers do (more
             keys, a layer behind, a sum with a weight). Both have the same weights under the same names and compute
             the same.
+        optimize: compute nothing that the result does not depend on: where a head reads one token, the last Block's
+            queries, projection and FFN are computed for that token alone, in training and inference. Results are equal
+            up to rounding. A module there gets and gives that token alone (B x 1 x D), which its hooks see; the noise
+            of a dropout there is drawn for that token alone; a fused projection of queries, keys and values is no
+            longer called as a module. `TunedModel.report` tells where, or why nothing could be left out.
         overrides: settings (``dim=20``) for every tuner that has them, and conditions (``blocks="0..5"``,
             ``drop=[3]``) for every rule.
 
@@ -69,16 +76,17 @@ def apply(
         FxtuneError: what could not be done, where, and what to do about it. The model is then as it was.
     """
     model = resolve_model(model) if isinstance(model, str) else model
-    _check_arguments(model, num_classes, dtype, batchnorm, form)
+    _check_arguments(model, num_classes, dtype, batchnorm, form, optimize)
     if isinstance(model, TunedModel):
         raise PlanError(
             "this model is tuned already",
             found=f"{type(model).__name__} with {len(model.trainable)} trained tensors",
             fix="pass all rules at once as a list, or the original: tuned.strip()",
         )
-    draft = _draft(model, rules, overrides, example_inputs, head, num_classes, seed, dtype, form)
+    draft = _draft(model, rules, overrides, example_inputs, head, num_classes, seed, dtype, form, optimize)
     patch = draft.patch
-    graph = rewrite(draft.graph, patch, dtype=dtype)
+    graph = draft.graph
+    notes = draft.recipe.carry_out(graph, patch)
     weights = {path: _size(graph.get_submodule(path)) for path in patch.paths}
     tuners = [
         f"{path}.{name}"
@@ -89,13 +97,13 @@ def apply(
     return TunedModel(
         original=model,
         twin=draft.twin,
-        graph=draft.graph,
+        graph=graph,
         called=draft.called,
         rewrite=draft.recipe,
         trains=[*tuners, *patch.trained],
         head=draft.recipe.head,
         blocks=list(patch.blocks),
-        report=Report(type(model).__name__, outcomes(patch, weights)),
+        report=Report(type(model).__name__, outcomes(patch, weights), notes),
         batchnorm=batchnorm,
         inplace=inplace,
     )
@@ -149,6 +157,7 @@ class Recipe:
     seed: int | None
     dtype: torch.dtype
     form: Form
+    optimize: bool = False
 
     def library(self) -> Library:
         """The shipped patterns and those of the rule files."""
@@ -159,9 +168,17 @@ class Recipe:
         sites = Sites(view(graph), self.library())
         return sites, plan(graph, sites, self.rule_sets, head=self.head, seed=self.seed, form=self.form)
 
+    def carry_out(self, graph: Region, patch: Patch) -> tuple[str, ...]:
+        """Puts the tuners of a patch in, and leaves out what is then not needed; gives what people should know."""
+        rewrite(graph, patch, dtype=self.dtype)
+        if not self.optimize and patch.bypass is None:
+            return ()
+        # A bypass acts on each token alone; what it detaches, the trunk, is optimised only where that is asked for.
+        return (str(hoist(graph, through_detach=self.optimize)),)
+
     def __call__(self, graph: Region) -> Region:
         """The capture with its tuners in."""
-        rewrite(graph, self.plan(graph)[1], dtype=self.dtype)
+        self.carry_out(graph, self.plan(graph)[1])
         return graph
 
 
@@ -187,6 +204,7 @@ def _draft(
     seed: int | None,
     dtype: torch.dtype,
     form: Form,
+    optimize: bool = False,
 ) -> _Draft:
     hints = cards.bypass(model).model_dump()
     rule_sets = tuple(rule_set.completed(**hints) for rule_set in resolve(load(rules), overrides))
@@ -203,12 +221,14 @@ def _draft(
         replace_head(twin, layer, num_classes, class_count_attributes=cards.class_counts(model), seed=seed)
         first = None  # the old head is in it
     graph, called = first or observed_capture(twin, example_inputs)
-    recipe = Recipe(rule_sets, head, seed, dtype, form)
+    recipe = Recipe(rule_sets, head, seed, dtype, form, optimize)
     sites, patch = recipe.plan(graph)
     return _Draft(twin, graph, called, sites, patch, recipe)
 
 
-def _check_arguments(model: object, num_classes: object, dtype: object, batchnorm: object, form: object) -> None:
+def _check_arguments(
+    model: object, num_classes: object, dtype: object, batchnorm: object, form: object, optimize: object
+) -> None:
     """What annotations say, for callers without a type checker."""
     wrong = [
         (f"model={type(model).__name__}", "a torch.nn.Module, or a name such as 'timm/resnet50'")
@@ -222,6 +242,7 @@ def _check_arguments(model: object, num_classes: object, dtype: object, batchnor
         else None,
         (f"batchnorm={batchnorm!r}", "'frozen' or 'track'") if batchnorm not in ("frozen", "track") else None,
         (f"form={form!r}", "'unbound' or 'original'") if form not in ("unbound", "original") else None,
+        (f"optimize={optimize!r}", "True or False") if not isinstance(optimize, bool) else None,
     ]
     for found, expected in filter(None, wrong):
         raise PlanError("apply cannot take this argument", found=found, fix=f"pass {expected}")

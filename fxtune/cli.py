@@ -1,4 +1,5 @@
-"""The command line: ``fxtune rules``, ``fxtune inspect MODEL``, ``fxtune verify MODEL``, ``fxtune schema``.
+"""The command line: ``fxtune rules``, ``fxtune inspect MODEL``, ``fxtune memory MODEL``, ``fxtune verify MODEL``,
+``fxtune schema``.
 
 Nothing heavy is imported at the top: ``fxtune --help`` and ``fxtune rules`` run without torch.
 """
@@ -77,6 +78,47 @@ def inspect(
     from fxtune import api
 
     Console().print(api.inspect(built, rules=rules, head=head, num_classes=num_classes))
+
+
+@app.command()
+def memory(
+    model: Annotated[str, typer.Argument(help=_MODEL_HELP, show_default=False)],
+    rules: Annotated[
+        list[str] | None, typer.Option("--rules", "-r", help="A shipped rule set or a rule file; may be repeated.")
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Samples a step; by default those of an example.")] = None,
+    optimizer: Annotated[str, typer.Option(help="adamw, adam, sgd or momentum.")] = "adamw",
+    device: Annotated[str, typer.Option(help="cpu, or cuda on a machine that has it.")] = "cpu",
+    autocast: Annotated[str | None, typer.Option(help="bfloat16 or float16, for the forward.")] = None,
+    checkpointing: Annotated[
+        bool, typer.Option("--checkpointing", help="Compute the Blocks again in the backward.")
+    ] = False,
+    head: Annotated[str | None, typer.Option(help="Module path of the head, where no model card knows it.")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Put on a new head for so many classes.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes, instead of a table.")] = False,
+) -> None:
+    """Tell what training MODEL takes: weights, gradients, optimizer state, bytes saved for backward, peak.
+
+    Full fine-tuning, linear probing, LoRA and the rules, side by side. Nothing is trained and no weights are needed.
+    """
+    sys.path.insert(0, str(Path.cwd()))
+    from fxtune import accounting
+
+    report = accounting.memory(
+        model,
+        rules,
+        batch=batch,
+        optimizer=optimizer,
+        device=device,
+        autocast=autocast,
+        checkpointing=checkpointing,
+        head=head,
+        num_classes=num_classes,
+    )
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        Console().print(report)
 
 
 @app.command()

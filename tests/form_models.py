@@ -201,6 +201,10 @@ def decoder(draw: st.DrawFn, family: str) -> Case:
             **small, num_attention_heads=4, num_key_value_heads=drawn["kv_heads"], intermediate_size=48
         )
         kind = transformers.LlamaModel
+    elif family == "falcon":
+        # One head of keys and values, which an index takes out of the fused projection.
+        config = transformers.FalconConfig(**small, num_attention_heads=4, ffn_hidden_size=48, parallel_attn=False)
+        kind = transformers.FalconModel
     else:
         drawn["kv_heads"] = draw(st.sampled_from([1, 2]))
         config = transformers.Qwen3Config(
@@ -214,15 +218,16 @@ def decoder(draw: st.DrawFn, family: str) -> Case:
 @st.composite
 def encoder_decoder(draw: st.DrawFn, family: str) -> Case:
     drawn = {"attention": draw(st.sampled_from(["eager", "sdpa"])), "padded": family == "t5" or draw(st.booleans())}
+    layers = drawn["layers"] = draw(st.sampled_from([1, 2]))
     if family == "t5":
         config: Any = transformers.T5Config(
-            vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_decoder_layers=1, num_heads=4,
+            vocab_size=40, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_decoder_layers=layers, num_heads=4,
             use_cache=False, feed_forward_proj=draw(st.sampled_from(["relu", "gated-gelu"])), decoder_start_token_id=0,
         )  # fmt: skip
         kind: Any = transformers.T5Model
     else:
         config = transformers.BartConfig(
-            vocab_size=40, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+            vocab_size=40, d_model=32, encoder_layers=1, decoder_layers=layers, encoder_attention_heads=4,
             decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=32,
             use_cache=False,
         )  # fmt: skip
@@ -271,7 +276,7 @@ FAMILIES: dict[str, st.SearchStrategy[Case]] = {
     "torchvision_vit": torchvision_vit(),
     "hf_vit": hf_vit(),
     **{name: encoder(name) for name in ("bert", "distilbert", "roberta", "albert")},
-    **{name: decoder(name) for name in ("gpt2", "llama", "qwen3")},
+    **{name: decoder(name) for name in ("gpt2", "llama", "falcon", "qwen3")},
     **{name: encoder_decoder(name) for name in ("t5", "bart")},
     "unet": unet(),
 }

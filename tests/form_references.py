@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import re
@@ -25,6 +26,7 @@ def fused(model: nn.Module) -> nn.Module:
             module.fused_attn = True
     if hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("sdpa")
+        model.config._attn_implementation = "sdpa"  # what some models read in every call
     return model
 
 
@@ -59,7 +61,8 @@ def more_keys(rows: Sequence[KeysAndValues]) -> Iterator[None]:
             logits[..., :own] = logits[..., :own].masked_fill(~attn_mask, float("-inf"))
         elif attn_mask is not None:
             logits[..., :own] += attn_mask
-        return logits.softmax(-1) @ values
+        blind = (logits == float("-inf")).all(-1, keepdim=True)  # without further rows: the operator gives zeros
+        return logits.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0) @ values
 
     with mock.patch.object(F, "scaled_dot_product_attention", attention):
         yield
@@ -88,6 +91,9 @@ def _keys_and_values(attention: Any, prompts: Tensor) -> KeysAndValues:
         return _last_two(F.linear(prompts, attention.in_proj_weight, attention.in_proj_bias))
     if hasattr(attention, "c_attn"):
         return _last_two(attention.c_attn(prompts[None])[0])
+    if hasattr(attention, "query_key_value"):  # the queries' heads, and one of keys and one of values
+        fused, d = attention.query_key_value(prompts), attention.head_dim
+        return fused[:, -2 * d : -d], fused[:, -d:]
     if getattr(attention, "qkv", None) is not None:
         bias = attention.qkv.bias
         if getattr(attention, "q_bias", None) is not None:
@@ -108,29 +114,49 @@ def _last_two(fused: Tensor) -> KeysAndValues:
 
 
 @contextmanager
-def rows_in_blocks(model: nn.Module, prompts: dict[str, Tensor], *, causal: bool = False) -> Iterator[None]:
+def rows_in_blocks(model: nn.Module, prompts: dict[str, Tensor], *, stay: bool = False) -> Iterator[None]:
     """Rows behind the tokens of what each of the modules `prompts` gets, cut off behind it.
 
-    Rows are seen by every token. In a `causal` model a mask is written out for that where the model gives none.
+    Where they `stay`, the first one's go on to the last, and are cut off there.
+
+    Rows are seen by every token. In a causal block a mask is written out for that where the model gives none.
     """
-    handles = []
+    handles, patches = [], contextlib.ExitStack()
     for path, rows in prompts.items():
         block = model.get_submodule(path)
+        for module in block.modules():
+            if hasattr(module, "compute_bias"):
+                patches.enter_context(_relative_bias_for_tokens_alone(module, rows.shape[0]))
 
-        def join(block: nn.Module, args: Any, kwargs: Any, rows: Tensor = rows) -> Any:
-            return (), _with_rows(_named(block, args, kwargs), rows, causal)
+        first, last = (not stay or path == list(prompts)[end] for end in (0, -1))
+
+        def join(block: nn.Module, args: Any, kwargs: Any, rows: Tensor = rows, joins: bool = first) -> Any:
+            return (), _with_rows(block, _named(block, args, kwargs), rows, joins)
 
         def cut(_: nn.Module, args: Any, output: Any, many: int = rows.shape[0]) -> Any:
             if isinstance(output, tuple):
                 return (output[0][:, : output[0].shape[1] - many], *output[1:])
             return output[:, : output.shape[1] - many]
 
-        handles += [block.register_forward_pre_hook(join, with_kwargs=True), block.register_forward_hook(cut)]
+        handles.append(block.register_forward_pre_hook(join, with_kwargs=True))
+        if last:
+            handles.append(block.register_forward_hook(cut))
     try:
-        yield
+        with patches:
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _relative_bias_for_tokens_alone(attention: Any, many: int) -> Any:
+    """Lets an attention that computes a bias of N x N tokens give one of N + P, zero for the rows."""
+    of_tokens = attention.compute_bias
+
+    def compute_bias(queries: int, keys: int, **more: Any) -> Tensor:
+        return F.pad(of_tokens(queries - many, keys - many, **more), (0, many, 0, many))
+
+    return mock.patch.object(attention, "compute_bias", compute_bias)
 
 
 def _named(block: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -139,21 +165,27 @@ def _named(block: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
     return {**{name: value for name, value in bound.items() if name != "kwargs"}, **bound.get("kwargs", {})}
 
 
-def _with_rows(given: dict[str, Any], rows: Tensor, causal: bool) -> dict[str, Any]:
+def _with_rows(block: nn.Module, given: dict[str, Any], rows: Tensor, joins: bool) -> dict[str, Any]:
     many, (sequence, hidden) = rows.shape[0], next(iter(given.items()))
+    tokens = hidden.shape[1] - (0 if joins else many)
+    causal = any(getattr(module, "is_causal", False) for module in block.modules())
     if causal and given.get("attention_mask") is None:
-        seen = torch.ones(hidden.shape[1], hidden.shape[1], dtype=torch.bool).tril()
+        seen = torch.ones(tokens, tokens, dtype=torch.bool).tril()
         given = {**given, "attention_mask": seen.expand(hidden.shape[0], 1, -1, -1)}
 
     def extended(name: str, value: Any) -> Any:
         if name == sequence:
-            return torch.cat([value, rows.expand(value.shape[0], -1, -1)], 1)
+            return torch.cat([value, rows.expand(value.shape[0], -1, -1)], 1) if joins else value
         if name == "rope" and isinstance(value, Tensor):  # sines, then cosines
             sines, cosines = value.chunk(2, -1)
             return torch.cat([_more(sines, many, 0.0), _more(cosines, many, 1.0)], -1)
         if name == "position_embeddings":
             cosines, sines = value
             return _more(cosines, many, 1.0), _more(sines, many, 0.0)
+        if name.endswith("position_bias"):  # another block's, which has the rows
+            return value
+        if name == "encoder_attention_mask" and isinstance(value, Tensor):  # of the context: it has padding, no rows
+            return value[:, :, :1].expand(-1, -1, tokens + many, -1)
         if isinstance(value, Tensor) and value.dim() == 4:  # a mask: the rows see and are seen
             return F.pad(value, (0, many, 0, many), value=value.dtype is torch.bool)
         return value

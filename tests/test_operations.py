@@ -195,7 +195,9 @@ STORED: list[tuple[Callable[..., Any], tuple[int, ...], tuple[int, ...], Weights
     (lambda x, w, b: torch.addmm(b, x, w.T.mT), (4, 6), (3, 4), Weights("w", "b", "in x out")),
     (lambda x, w, b: torch.addmm(b, x, w, beta=0.5), (4, 6), (3, 4), None),
     (lambda x, w, b: F.linear(x, w[:6], b), (9, 4), (2, 3, 4), None),
-    (lambda x, w, b: F.linear(x, w, b * 2), (6, 4), (2, 3, 4), None),
+    (lambda x, w, b: F.linear(x, w, b * 2), (6, 4), (2, 3, 4), Weights("w", None, "out x in", "bias")),
+    (lambda x, w, b: torch.addmm(b * 2, x, w), (4, 6), (3, 4), Weights("w", None, "in x out", "self")),
+    (lambda x, w, b: torch.addmm(b.expand(3, 6), x, w), (4, 6), (3, 4), None),
     (lambda x, w, b: F.linear(x, w.reshape(6, 4), b), (4, 6), (2, 3, 4), None),
     (lambda x, w, b: F.conv2d(x, w, b), (6, 4, 1, 1), (2, 4, 3, 3), Weights("w", "b", "convolution")),
 ]
@@ -212,7 +214,8 @@ def test_how_a_weight_is_stored(case: int) -> None:
         weight = model.w.detach().flatten(2).squeeze(-1) if model.w.ndim == 4 else model.w.detach()
         weight = weight.T if expected.layout == "in x out" else weight
         tokens = x.movedim(site.input.channel_axis, -1)
-        result = tokens @ weight.T + (model.b.detach() if expected.bias else 0)
+        bias = model.b.detach() if expected.bias else 2 * model.b.detach() if expected.computed else 0
+        result = tokens @ weight.T + bias
         torch.testing.assert_close(model(x).movedim(site.output.channel_axis, -1), torch.tanh(result))
 
 

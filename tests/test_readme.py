@@ -34,17 +34,19 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert any("ffn_shift" in name for name in names["tuned"].state_dict())
 
 
-@pytest.mark.parametrize(("number", "sites"), [(0, 3 + 4), (1, 2)])
-def test_the_rule_files_apply(number: int, sites: int, tmp_path: Path) -> None:
+MODELS = {
+    "vit": lambda: timm.models.vision_transformer.VisionTransformer(
+        img_size=16, patch_size=8, embed_dim=24, depth=4, num_heads=3
+    ),
+    "mixer": lambda: timm.models.mlp_mixer.MlpMixer(img_size=16, patch_size=8, num_blocks=2, embed_dim=24),
+}
+
+
+@pytest.mark.parametrize(("number", "model", "sites"), [(0, "vit", 3 + 4), (1, "mixer", 2), (2, "vit", 4)])
+def test_the_rule_files_apply(number: int, model: str, sites: int, tmp_path: Path) -> None:
     file = tmp_path / "rules.yaml"
     file.write_text(blocks("yaml")[number])
-    models = (
-        lambda: timm.models.vision_transformer.VisionTransformer(
-            img_size=16, patch_size=8, embed_dim=24, depth=4, num_heads=3
-        ),
-        lambda: timm.models.mlp_mixer.MlpMixer(img_size=16, patch_size=8, num_blocks=2, embed_dim=24),
-    )
-    tuned = fxtune.apply(models[number](), file)
+    tuned = fxtune.apply(MODELS[model](), file)
     assert sum(len(outcome.sites) for outcome in tuned.report().outcomes) == sites
 
 

@@ -36,17 +36,19 @@ def read_operation(view: View, node: int) -> Operation:
 
 
 def _weights(view: View, node: int) -> Weights | None:
-    """The operation's weights; None where it has none, or one of them is no tensor of the model's state."""
+    """The operation's weights; None where it has none, or its weight is no tensor of the model's state."""
     value = view.values[node]
     given = _arguments(value)
-    weight, bias = (_tensor(given.get(name)) for name in _IN_X_OUT.get(value.op, ("weight", "bias")))
+    named = _IN_X_OUT.get(value.op, ("weight", "bias"))
+    weight, bias = (_tensor(given.get(name)) for name in named)
     scaled = any(given.get(factor, 1) != 1 for factor in ("alpha", "beta"))  # an addmm may scale its two terms
     if (weight is None and bias is None) or scaled:
         return None
     weight_name, bias_name = _own(view, node, weight, turned=True), _own(view, node, bias, turned=False)
-    if (weight is not None and weight_name is None) or (bias is not None and bias_name is None):
+    computed = bias if bias_name is None else None
+    if (weight is not None and weight_name is None) or (computed is not None and len(computed.shape) != 1):
         return None
-    return Weights(weight_name, bias_name, _layout(view, node, weight))
+    return Weights(weight_name, bias_name, _layout(view, node, weight), None if computed is None else named[1])
 
 
 def _arguments(value: Value) -> dict[str, Any]:

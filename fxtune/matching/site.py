@@ -87,13 +87,16 @@ class Weights:
 
     Attributes:
         weight: state_dict name, or None where there is none.
-        bias: likewise.
+        bias: likewise; None also where it is computed.
         layout: how the weight is stored.
+        computed: of a bias that is computed (from the biases of queries, keys and values, say) the operator's argument
+            that holds it; else None.
     """
 
     weight: str | None
     bias: str | None
     layout: WeightLayout
+    computed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,8 @@ class Operation:
     Attributes:
         value: value id of its result in the view.
         op: its canonical name: linear, conv, layer_norm, ...
-        weights: its own weights; None where it has none, or where one of them is computed, such as a part of a larger
-            one.
+        weights: its own weights; None where it has none, or where its weight is computed, such as a part of a larger
+            one, or a computed bias is more than a number a channel.
     """
 
     value: int

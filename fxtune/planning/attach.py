@@ -83,8 +83,9 @@ class Attachments:
         return Attachment(region, core, _facts(site.attention, site.width))
 
     def _prompts(self, prompts: Prompts, rule: Rule, site: Site, where: str) -> Attachment:
-        for region, core in prompts.edit.cores:
-            self._claim(region, core.node, rule, site, where)
+        cores = [(region, core.node) for region, core in prompts.edit.cores]
+        for region, core in (*cores, *((mask.region, mask.core) for mask in prompts.edit.masks)):
+            self._claim(region, core, rule, site, where)
         return Attachment(prompts.region, prompts.edit, _facts(prompts.attention, prompts.width))
 
     def _claim(self, region: str, node: str, rule: Rule, site: Site, where: str) -> None:

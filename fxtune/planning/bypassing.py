@@ -11,11 +11,12 @@ from torch import fx
 from fxtune.errors import MatchError, PlanError
 from fxtune.matching import Port, Site, Sites
 from fxtune.planning.bypass import BypassPlan, Level, Resize
+from fxtune.planning.choose import check_numbers
 from fxtune.planning.place import Places
 from fxtune.planning.stems import Stems
 from fxtune.planning.trunk import Trunk
 from fxtune.rules import Bypass
-from fxtune.tuners import Placement, refusal
+from fxtune.tuners import Placement, maps_widths, offers, refusal
 
 
 def plan_bypass(root: fx.GraphModule, sites: Sites, bypass: Bypass, where: str) -> BypassPlan:
@@ -53,7 +54,7 @@ def plan_bypass(root: fx.GraphModule, sites: Sites, bypass: Bypass, where: str) 
         text=_told(bypass),
         region=home.region,
         start=home.stem(ports[0]),
-        levels=tuple(_levels(bypass, stems, every, ports, home)),
+        levels=tuple(_levels(bypass, stems, ports, home)),
         output=home.stem(last),
         transition=bypass.transition,
         splice=bypass.splice,
@@ -67,15 +68,21 @@ def _check_tuners(bypass: Bypass, where: str) -> None:
     assert bypass.along
     for side, insert in bypass.tuners.items():
         for name in insert:
-            if (reason := refusal(name, bypass.along)) is not None:
+            reason = refusal(name, bypass.along)
+            if reason is None and (not offers(name, "forward") or maps_widths(name)):
+                reason = "it is no branch from tokens of one width to tokens of the same"
+            if reason is not None:
                 raise PlanError(f"{name} does not go on a bypass ({side})", found=reason, where=where)
 
 
 def _chosen(bypass: Bypass, sites: Sites, every: Sequence[Site], where: str) -> list[Site]:
-    """The sites that are stems. Blocks are counted along the pattern."""
+    """The sites that are stems; `blocks` counts the sites of the pattern."""
+    stages = 1 + max((site.stage for site in every if site.stage is not None), default=-1)
+    check_numbers(bypass.stems, len(every), stages, where)
     refused = [(site, bypass.stems.refusal(**{**site.facts(), "block": i})) for i, site in enumerate(every)]
     chosen = [site for site, reason in refused if reason is None]
     if chosen:
+        check_numbers(bypass.where, len(chosen), stages, where)
         return chosen
     assert bypass.along
     details = [f"{site.path}: {reason}" for site, reason in refused if reason is not None][:10]
@@ -89,13 +96,9 @@ def _chosen(bypass: Bypass, sites: Sites, every: Sequence[Site], where: str) -> 
     )
 
 
-def _levels(
-    bypass: Bypass, stems: Sequence[Site], every: Sequence[Site], ports: Sequence[Port], home: Stems
-) -> Iterator[Level]:
-    number = {id(site): i for i, site in enumerate(every)}
-    for site, before in zip(stems, ports, strict=False):
-        facts = {**site.facts(), "block": number[id(site)]}
-        tuned = bypass.where.refusal(**facts) is None
+def _levels(bypass: Bypass, stems: Sequence[Site], ports: Sequence[Port], home: Stems) -> Iterator[Level]:
+    for i, (site, before) in enumerate(zip(stems, ports, strict=False)):
+        tuned = bypass.where.refusal(**{**site.facts(), "block": i}) is None
         yield Level(
             site=site,
             stem=home.stem(site.output),

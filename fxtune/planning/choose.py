@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from fxtune.errors import MatchError
 from fxtune.matching import Site, Sites
-from fxtune.rules import Rule
+from fxtune.rules import Rule, Where
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ def choose(rule: Rule, sites: Sites, where: str) -> Choice:
 
     Raises:
         PatternError: no pattern is called so.
-        MatchError: the rule chooses nothing of what there is, or less than it expects; with the near misses.
+        MatchError: the rule chooses nothing of what there is, or less than it expects, with the near misses; or it
+            names blocks that there are not.
     """
     known = sites.of(rule.at, on=rule.on, where=where)
     if not known and not rule.required and rule.expect is None:
         return Choice((), f"the model has no {rule.target}")
+    check_numbers(rule.where, *_counted(sites), where)
     refused = [(site, rule.where.refusal(**site.facts())) for site in known]
     chosen = tuple(site for site, reason in refused if reason is None)
     reasons = [f"{site.path}: {reason}" for site, reason in refused if reason is not None]
@@ -39,6 +41,27 @@ def choose(rule: Rule, sites: Sites, where: str) -> Choice:
         raise _shortfall(rule, sites, where, 0, "at least one site", reasons)
     _check_expected(rule, sites, chosen, where, reasons)
     return Choice(chosen, None if chosen else f"the model has no {rule.target}")
+
+
+def check_numbers(condition: Where, blocks: int, stages: int, where: str) -> None:
+    """Raises MatchError where a condition names a block or a stage that does not exist."""
+    beyond = condition.beyond(blocks=blocks, stages=stages)
+    if beyond is not None:
+        raise MatchError(
+            "`where:` names what the model does not have",
+            found=beyond,
+            where=where,
+            fix="leave it out, or end a range openly: '6..' means to the last one",
+        )
+
+
+def _counted(sites: Sites) -> tuple[int, int]:
+    """How many blocks and stages there are."""
+    blocks = sites.of("block")
+    return (
+        1 + max((site.block for site in blocks if site.block is not None), default=-1),
+        1 + max((site.stage for site in blocks if site.stage is not None), default=-1),
+    )
 
 
 def _check_expected(rule: Rule, sites: Sites, chosen: tuple[Site, ...], where: str, reasons: list[str]) -> None:

@@ -63,18 +63,21 @@ class InWeights:
         weight: name of its weight from the region on; None where it has none, likewise `bias`.
         bias: likewise.
         layout: how the model stores the weight.
+        computed: the operator's argument that holds a bias which is computed; else None.
     """
 
     node: str
     weight: str | None
     bias: str | None
     layout: WeightLayout
+    computed: str | None = None
 
     method: ClassVar[str] = "in_weights"
 
     def told(self, tuner: str) -> str:
         """The edit in a line."""
-        return f"{self.node} computes with {tuner}({self.weight}, {self.bias})"
+        bias = self.bias if self.computed is None else "computed bias"
+        return f"{self.node} computes with {tuner}({self.weight}, {bias})"
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,23 @@ class Aside:
 
 
 @dataclass(frozen=True)
+class MaskRows:
+    """A mask, or bias, of an attention whose queries have rows and whose keys have none: it gets rows, too.
+
+    Attributes:
+        region: module path of the region.
+        core: fx node of the attention.
+        node: fx node of the mask.
+        readers: the fx nodes that add it to the logits.
+    """
+
+    region: str
+    core: str
+    node: str
+    readers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Cut:
     """Where prompt rows are thrown away: the fx node of a sequence with rows at the end of `axis`."""
 
@@ -210,6 +230,7 @@ class Prompted:
         resized: what must fit more tokens.
         bypasses: what they go around.
         asides: who reads what they are in, off their way.
+        masks: what is added to the logits of further attentions, through which they go as queries alone.
         cut: where they leave, None where that is the core.
         stays: whether they go through attentions in regions that the tuner itself is not in.
     """
@@ -220,6 +241,7 @@ class Prompted:
     resized: tuple[Resize, ...]
     bypasses: tuple[Bypass, ...]
     asides: tuple[Aside, ...]
+    masks: tuple[MaskRows, ...]
     cut: Cut | None
     stays: bool = False
 

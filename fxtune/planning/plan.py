@@ -107,7 +107,7 @@ class _Planner:
                     where=where,
                     fix="leave form='original' out",
                 )
-            return plan_bypass(self.root, self.sites, bypass, where)
+            return plan_bypass(self.root, self.sites, bypass.completed(), where)
         return None
 
     def _insertions(self, rule: Rule, sites: Sequence[Site], number: int, where: str) -> tuple[Insertion, ...]:

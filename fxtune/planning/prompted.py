@@ -9,8 +9,9 @@ from fxtune.errors import PlanError
 from fxtune.matching import Attention, Site, Sites
 from fxtune.planning.asides import find_asides
 from fxtune.planning.core import core_edit
-from fxtune.planning.edits import Aside, Core, Cut, Join, Prompted, Resize
+from fxtune.planning.edits import Aside, Core, Cut, Join, MaskRows, Prompted, Resize
 from fxtune.planning.joining import find_join
+from fxtune.planning.masks import mask_rows
 from fxtune.planning.place import Places
 from fxtune.planning.rows import Way, way
 from fxtune.view import Tap, View
@@ -44,15 +45,18 @@ def prompts_at(sites: Sites, places: Places, site: Site, method: str) -> Prompts
     """
     planner = _Planner(sites, places, site, site)
     attention, start, unbound = planner.attention, planner.start(), method == "attend"
+    masks: tuple[MaskRows, ...] = ()
     if planner.own and attention.cross:
         found = planner.way(start, [attention.k, attention.v], {})  # the context's rows end there
     elif unbound:
         found = planner.way(start, [attention.q, attention.k, attention.v], {})
     else:
         found = planner.way(start, [attention.q, attention.k, attention.v, planner.end], planner.cores())
-        planner.check_further(found)
+        further = [site for site in planner.met(found) if site is not planner.inner[0]]
+        planner.check_context(further, found)
+        masks = planner.masks(further)
     region, core = planner.core(planner.inner[0], method)
-    return planner.prompts(region, start, found, ((region, core),), cut=planner.end in found.values)
+    return planner.prompts(region, start, found, ((region, core),), cut=planner.end in found.values, masks=masks)
 
 
 def prompts_through(sites: Sites, places: Places, run: Sequence[Site], method: str) -> Prompts:
@@ -67,12 +71,11 @@ def prompts_through(sites: Sites, places: Places, run: Sequence[Site], method: s
     for inner in planner.attentions:
         ends += [inner.k, inner.v]
     found = planner.way(start, ends, planner.cores())
-    met = [site for site, inner in zip(planner.inner, planner.attentions, strict=True) if inner.core in found.values]
-    for site, inner in zip(planner.inner, planner.attentions, strict=True):
-        if site in met and inner.k not in found.values:
-            raise planner.refused(f"the attention at `{site.path}` reads a context, where rows that stay have no place")
-    cores = tuple(planner.core(site, method) for site in met)
-    return planner.prompts(None, start, found, cores, cut=True)
+    met = planner.met(found)
+    among = [site for site in met if planner.in_context(site, found)]
+    cores = tuple(planner.core(site, method) for site in among)
+    masks = planner.masks([site for site in met if site not in among])
+    return planner.prompts(None, start, found, cores, cut=True, masks=masks)
 
 
 class _Planner:
@@ -112,18 +115,38 @@ class _Planner:
             raise self.refused("it is tokens x batch x channels: the attention's batch axis comes from its second")
         return found
 
-    def check_further(self, found: Way) -> None:
-        """Through a second attention of the unit rows go as queries alone, and only where no mask counts queries."""
-        for site, inner in zip(self.inner[1:], self.attentions[1:], strict=True):
-            if inner.core not in found.values:
-                continue
-            masked = inner.mask is not None or bool(self.core(site, "attend_original")[1].biases)
-            if inner.k in found.values or masked:
-                what = "reads the rows, too" if inner.k in found.values else "has a mask made for the tokens alone"
-                raise self.refused(f"on their way to its end the attention at `{site.path}` {what}")
+    def met(self, found: Way) -> list[Site]:
+        """The attentions on the way."""
+        return [site for site in self.inner if site.attention is not None and site.attention.core in found.values]
+
+    def in_context(self, site: Site, found: Way) -> bool:
+        """Whether an attention has the rows among its keys; else they go through it as queries alone."""
+        return site.attention is not None and site.attention.k in found.values
+
+    def check_context(self, further: Sequence[Site], found: Way) -> None:
+        """A unit has its rows among the keys of its first attention alone."""
+        for site in further:
+            if self.in_context(site, found):
+                raise self.refused(f"on their way to its end the attention at `{site.path}` reads the rows, too")
+
+    def masks(self, crossed: Sequence[Site]) -> tuple[MaskRows, ...]:
+        """What must get rows at attentions through which they go as queries alone."""
+        found: list[MaskRows] = []
+        for site in crossed:
+            assert site.attention is not None
+            region, core = self.core(site, "attend_original")
+            found += mask_rows(self.view, self.places, site.attention, region, core, self.refused)
+        return tuple(found)
 
     def prompts(
-        self, region: str | None, start: int, found: Way, cores: tuple[tuple[str, Core], ...], *, cut: bool
+        self,
+        region: str | None,
+        start: int,
+        found: Way,
+        cores: tuple[tuple[str, Core], ...],
+        *,
+        cut: bool,
+        masks: tuple[MaskRows, ...] = (),
     ) -> Prompts:
         join = find_join(self.view, self.places, start, found.values, region, self._unit)
         edit = Prompted(
@@ -133,6 +156,7 @@ class _Planner:
             resized=tuple(resize for resize in found.resized if self._written_down(resize)),
             bypasses=tuple(found.bypasses),
             asides=tuple(self._asides(found, join, end=self.end if cut else None)),
+            masks=masks,
             cut=self._cut(found) if cut else None,
             stays=region is None,
         )

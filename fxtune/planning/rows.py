@@ -168,6 +168,8 @@ class _Walk:
             return _channels(self.labels[self.cores[id]], value)
         if value.op in CAST or value.op in DROPOUT or value.op == "contiguous":
             return self._only(value)
+        if value.op == "index":
+            return self._indexed(value)
         if value.op in LAYOUT or value.op in PART or value.op in ("getitem", "cat", "stack"):
             return self._moved(value, found)
         if value.op in MAPS and len([v for v in value.inputs() if v.id in self.labels]) == 1:
@@ -188,6 +190,16 @@ class _Walk:
         if value.op in SIZED:
             self._resize(value, moved, found)
         return moved
+
+    def _indexed(self, value: Value) -> Tensor:
+        """Parts taken by numbers, along other axes than that of the tokens: which ones is all the same to them."""
+        source, indices = value.args
+        if any(v.id in self.labels or v.val.dtype is torch.bool for v in value.inputs()[1:]):
+            raise self._refused("takes parts by numbers that it computes", value.id)
+        labels: Tensor = self.labels[source.id]
+        if any(indices[axis] is not None for axis in _varying(labels) if axis < len(indices)):
+            raise Lost
+        return labels[tuple(slice(None) if i is None else torch.zeros(_sizes(i), dtype=torch.long) for i in indices)]
 
     def _plain(self, argument: Any) -> Any:
         """An argument as the token numbers' own run needs it."""

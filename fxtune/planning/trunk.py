@@ -87,10 +87,10 @@ class Trunk:
         return reader.op != "output" and (not computed or any(value in self.values for value in computed))
 
     def _check_tail(self, where: str) -> None:
-        if self.output not in self.view.returned and not self.view.readers.get(self.output):
+        if not {self.output, *self._tail}.intersection(self.view.returned):
             raise PlanError(
                 "a bypass has no tail to be spliced into",
-                found=f"nothing reads {self.view.values[self.output].place()}, and the model does not return it",
+                found=f"nothing that the model returns is computed from {self.view.values[self.output].place()}",
                 where=where,
                 fix="run it along other sites (`along:`)",
             )

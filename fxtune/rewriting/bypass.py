@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,7 +45,9 @@ def build_bypass(
 ) -> Region:
     """The bypass as a graph of its own: x_0 to x_L, detached, to what stands for x_L.
 
-    Its levels are graphs too, each ``(x_(l-1)', x_l) -> x_l'``.
+    Its levels are graphs too, each ``(x_(l-1)', x_l) -> x_l'``. Kept for the backward pass are its inputs alone: then
+    the chain of x_l' is computed again, and each level once more when its turn comes. (To keep the chain, too, would
+    take as much again as the stems do; to keep each level's own activations several times that.)
 
     Args:
         plan: what it consists of.
@@ -74,7 +76,7 @@ def build_bypass(
     return _region("Bypass", graph, children)
 
 
-def splice(plan: BypassPlan, bypass: nn.Module, changes: Changes) -> None:
+def splice(plan: BypassPlan, bypass: Region, changes: Changes) -> None:
     """Lets the bypass read its stems, detached, and the tail read its result."""
     growing = changes.region(plan.region)
     growing.tuners()["bypass"] = bypass
@@ -86,9 +88,25 @@ def splice(plan: BypassPlan, bypass: nn.Module, changes: Changes) -> None:
     detached = [growing.once_behind(stem, torch.ops.aten.detach.default) for stem in stems]
     behind = max((*detached, output))
     result = growing.behind(behind, plan.target, tuple(detached))
+    _tell(bypass, [node.meta.get("val") for node in detached])
     growing.replace(plan.output.tap.node, readers, result)
+    growing.drop(output)  # where it is no stem, the sites behind the last one are for nothing
     _keep_still(plan, changes)
     _detach_inputs(plan, changes)
+
+
+def _tell(bypass: Region, vals: Sequence[object]) -> None:
+    """Notes at the nodes what is known of their values: each level gives what has the shape of its stem."""
+    inputs = bypass.graph.find_nodes(op="placeholder")
+    levels = [node for node in bypass.graph.find_nodes(op="call_module") if str(node.target).startswith("levels.")]
+    for node, val in zip(inputs, vals, strict=True):
+        node.meta["val"] = val
+    for node, below, stem in zip(levels, vals, vals[1:], strict=False):
+        node.meta["val"] = stem
+        level = bypass.get_submodule(str(node.target))
+        assert isinstance(level, Region)
+        for given, val in zip(level.graph.find_nodes(op="placeholder"), (below, stem), strict=True):
+            given.meta["val"] = val
 
 
 def _keep_still(plan: BypassPlan, changes: Changes) -> None:
@@ -105,7 +123,7 @@ def _detach_inputs(plan: BypassPlan, changes: Changes) -> None:
         detached = root.behind(given, torch.ops.aten.detach.default, (given,))
         detached.meta["val"] = given.meta.get("val")
         for reader in readers:
-            root.current(reader).replace_input_with(given, detached)
+            root.operation(reader).replace_input_with(given, detached)
 
 
 # ---- one level -------------------------------------------------------------------------------------------------------
@@ -144,7 +162,9 @@ def _region(title: str, graph: fx.Graph, children: Mapping[str, nn.Module]) -> R
     home = nn.Module()
     for name, child in children.items():
         home.add_module(name, child)
-    return Region.restore(title, graph, dict(home.__dict__))
+    region = Region.restore(title, graph, dict(home.__dict__))
+    region.recomputed = True
+    return region
 
 
 def resized(x: Tensor, like: Tensor, axis: int, axis_like: int, how: str) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from fxtune.planning import Insertion, Prompted
 from fxtune.rewriting.core import in_the_softmax
 from fxtune.rewriting.growing import Changes
-from fxtune.tuners import rows_through
+from fxtune.tuners import rows_through, seen_by_prompts
 
 
 def put_rows(edit: Prompted, insertion: Insertion, changes: Changes) -> None:
@@ -26,6 +26,7 @@ def put_rows(edit: Prompted, insertion: Insertion, changes: Changes) -> None:
             growing.tuners()[label] = rows_through(many, core.method)
         in_the_softmax(core, f"tuners.{label}", growing, query_rows=edit.query_rows)
     _step_aside(edit, many, changes)
+    _lengthen_masks(edit, many, changes)
     _join(edit, insertion, changes)
     _go_around(edit, many, changes)
     for resize in edit.resized:
@@ -53,6 +54,14 @@ def _step_aside(edit: Prompted, many: int, changes: Changes) -> None:
         rows = growing.current(aside.node)
         alone = growing.behind(rows, without_rows, (rows, many, aside.axis))
         _read([growing.current(name) for name in aside.readers], rows, alone)
+
+
+def _lengthen_masks(edit: Prompted, many: int, changes: Changes) -> None:
+    for mask in edit.masks:
+        growing = changes.region(mask.region)
+        own = growing.current(mask.node)
+        longer = growing.behind(own, with_query_rows, (own, many))
+        _read([growing.current(name) for name in mask.readers], own, longer)
 
 
 def _go_around(edit: Prompted, many: int, changes: Changes) -> None:
@@ -93,3 +102,12 @@ def with_rows_of(changed: Tensor, sequence: Tensor, many: int, axis: int) -> Ten
     """`changed`, and behind it the last rows of the sequence that it was made from."""
     rows = sequence.narrow(axis, sequence.shape[axis] - many, many)
     return torch.cat([changed, rows.to(changed.dtype)], dim=axis)
+
+
+def with_query_rows(mask: Tensor, many: int) -> Tensor:
+    """A mask with rows for the queries of prompts; as it is where one row serves all queries."""
+    if mask.dim() < 2 or mask.shape[-2] == 1:
+        return mask
+    seen = seen_by_prompts(mask)
+    assert seen is not None
+    return torch.cat([mask, seen.expand(*mask.shape[:-2], many, -1)], dim=-2)

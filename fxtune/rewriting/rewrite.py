@@ -9,6 +9,7 @@ from fxtune.planning import BypassPlan, Insertion, Patch
 from fxtune.rewriting.bypass import build_bypass, splice
 from fxtune.rewriting.edits import carry_out
 from fxtune.rewriting.growing import Changes
+from fxtune.tracing import Region
 from fxtune.tuners import build
 
 
@@ -51,9 +52,7 @@ def _build(root: fx.GraphModule, insertion: Insertion, number: int, patch: Patch
     )
 
 
-def _build_bypass(
-    root: fx.GraphModule, plan: BypassPlan, number: int, patch: Patch, dtype: torch.dtype
-) -> fx.GraphModule:
+def _build_bypass(root: fx.GraphModule, plan: BypassPlan, number: int, patch: Patch, dtype: torch.dtype) -> Region:
     seed = None if patch.seed is None else patch.seed + number
     return build_bypass(plan, seed=seed, dtype=dtype, device=_device(root))
 

@@ -22,7 +22,7 @@ def tune_weights(edit: InWeights, tuner: str, growing: Growing) -> None:
     node, original = growing.operation(edit.node), growing.original(edit.node)
     prefix = f"{original.target}." if original.op == "call_module" else ""
     weight = _now(edit.node, edit.weight, prefix, growing)
-    bias = growing.weights.get((edit.node, BIAS)) if edit.bias is None else _now(edit.node, edit.bias, prefix, growing)
+    bias = _bias(edit, prefix, growing)
     flat = weight if weight is None else growing.before(node, out_by_in, (weight, edit.layout))
     pair = growing.before(node, tuner, (flat, bias))
     tuned: dict[str, fx.Node] = {}
@@ -43,6 +43,15 @@ def _now(operation: str, name: str | None, prefix: str, growing: Growing) -> fx.
         return None
     tuned = growing.weights.get((operation, name))
     return growing.state(growing.operation(operation), f"{prefix}{name}") if tuned is None else tuned
+
+
+def _bias(edit: InWeights, prefix: str, growing: Growing) -> fx.Node | None:
+    """The bias of an operation, likewise; None where it has none."""
+    if edit.computed is not None:
+        return _argument(growing.operation(edit.node), edit.computed)
+    if edit.bias is None:
+        return growing.weights.get((edit.node, BIAS))
+    return _now(edit.node, edit.bias, prefix, growing)
 
 
 def _call_with(operation: str, tuned: dict[str, fx.Node], growing: Growing) -> None:
@@ -67,17 +76,31 @@ def _read_with(
         if (weight := now.get(name)) is not None:
             _read_instead(node, weight, value)
     if edit.bias is None:
-        _give_bias(node, tuned[BIAS], growing)
+        _give_bias(node, edit.computed or BIAS, tuned[BIAS], growing)
 
 
-def _give_bias(node: fx.Node, bias: fx.Node, growing: Growing) -> None:
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    if BIAS not in names:
+def _give_bias(node: fx.Node, name: str, bias: fx.Node, growing: Growing) -> None:
+    place = _place(node, name)
+    if place is None:
         growing.before(node, no_bias, (bias, str(node.target)))
-    elif names.index(BIAS) < len(node.args):
-        node.update_arg(names.index(BIAS), bias)
+    elif place < len(node.args):
+        node.update_arg(place, bias)
     else:
-        node.update_kwarg(BIAS, bias)
+        node.update_kwarg(name, bias)
+
+
+def _argument(node: fx.Node, name: str) -> fx.Node:
+    """What an operator is given under a name of its schema."""
+    place = _place(node, name)
+    given = node.args[place] if place is not None and place < len(node.args) else node.kwargs[name]
+    assert isinstance(given, fx.Node)
+    return given
+
+
+def _place(node: fx.Node, name: str) -> int | None:
+    """The position of an operator's argument; None where it has none of this name."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    return names.index(name) if name in names else None
 
 
 def _read_instead(node: fx.Node, weight: fx.Node, tuned: fx.Node) -> None:

@@ -25,7 +25,8 @@ class Bypass(BaseModel):
     )
     stems: Where = Field(
         default=Where(),
-        description="the sites whose outputs it reads; it begins with the input of the first one. All when left out",
+        description="the sites whose outputs it reads (`blocks` counts the pattern's sites); it begins with the input "
+        "of the first one. All when left out",
     )
     where: Where = Field(
         default=Where(), description="the stems that have tuners; the others only have their mix. All when left out"

@@ -54,6 +54,19 @@ class Where(BaseModel):
     )
     variant: str | None = Field(default=None, description="the variant of the pattern that matched")
 
+    def beyond(self, *, blocks: int, stages: int) -> str | None:
+        """What these conditions name that a model with so many blocks and stages lacks; None if nothing."""
+        for name, numbers, many in (
+            ("blocks", self.blocks, blocks),
+            ("drop", self.drop, blocks),
+            ("stages", self.stages, stages),
+        ):
+            last = max((span.first if span.last is None else span.last for span in spans(numbers or [])), default=-1)
+            if last >= many:
+                thing = "stage" if name == "stages" else "block"
+                return f"`{name}: {numbers}` names {thing} {last}, and there are {many}, counted from 0"
+        return None
+
     def refusal(
         self, *, block: int | None, stage: int | None, width: int, path: str, variant: str | None
     ) -> str | None:

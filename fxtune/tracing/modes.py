@@ -45,7 +45,8 @@ def settle_modes(tree: Tree, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     """Makes the exported graph of ``tree`` follow mode and dtype, and returns its tree anew.
 
     A second export, of a copy without storage in evaluation mode and in another dtype, is made only if a module that is
-    not kept live read ``training``, or if a literal of the graph may stand for the model's dtype.
+    not kept live read ``training``, if one that is kept gave another shape than it got (drops tokens, say), or if a
+    literal of the graph may stand for the model's dtype.
     """
     if not _may_depend(tree):
         return tree
@@ -74,12 +75,24 @@ def settle_modes(tree: Tree, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
 def _may_depend(tree: Tree) -> bool:
     for call in tree.root.walk():
         if call.folded:
+            if tree.exported.observed.reads_mode(call.module) and _reshapes(call):
+                return True
             continue
         if tree.exported.observed.reads_mode(call.module):
             return True
         if any(_has_dtype(item) for item in call.items if isinstance(item, Node)):
             return True
     return any(tree.exported.observed.reads_mode(tree.modules[path]) for path in tree.dissolved)
+
+
+def _reshapes(call: Call) -> bool:
+    """Whether a leaf gives another shape than it gets: then sizes written down behind it may depend on the mode."""
+    taken = {_shape(node) for node in call.inputs}
+    return any(_shape(node) not in taken for node in call.outputs)
+
+
+def _shape(node: Node) -> str:
+    return str(tuple(getattr(node.meta.get("val"), "shape", ())))
 
 
 def _has_dtype(node: Node) -> bool:

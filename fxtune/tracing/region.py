@@ -46,6 +46,8 @@ class Region(GraphModule):
 
     signature: CallSignature
     """How it is called; only the root of a captured model has one."""
+    recomputed: bool = False
+    """Whether a tuned model computes its activations again in the backward pass instead of keeping them."""
 
     def __init__(self, source: nn.Module, writer: Writer, children: dict[str, Any], title: str) -> None:
         super().__init__(nn.Module(), Graph(), title)

@@ -42,6 +42,13 @@ def checkpoint_blocks(graphs: Iterable[nn.Module], blocks: Iterable[str], option
         _checkpoint(region, options)
 
 
+def recompute(graph: nn.Module) -> None:
+    """Let the Regions of a graph that are to compute their activations again in the backward pass do so."""
+    for module in graph.modules():
+        if isinstance(module, Region) and module.recomputed:
+            _checkpoint(module, {"use_reentrant": False}, always=True)
+
+
 def keep_activations(graphs: Iterable[nn.Module], blocks: Iterable[str]) -> None:
     for region in block_regions(graphs, blocks):
         region.recompile()
@@ -53,13 +60,16 @@ def block_regions(graphs: Iterable[nn.Module], blocks: Iterable[str]) -> list[Re
     return list(found.values())
 
 
-def _checkpoint(region: Region, options: dict[str, Any]) -> None:
-    """Put another forward on the region's class, its own as every GraphModule's is; `recompile` takes it off."""
+def _checkpoint(region: Region, options: dict[str, Any], *, always: bool = False) -> None:
+    """Put another forward on the region's class, its own as every GraphModule's is; `recompile` takes it off.
+
+    Unless `always`, only what runs in training mode is checkpointed, as model libraries do.
+    """
     region.recompile()
     plain = type(region).forward
 
     def forward(self: Region, *args: Any) -> Any:
-        if torch.is_grad_enabled() and self.training:
+        if torch.is_grad_enabled() and (always or self.training):
             return checkpoint(functools.partial(plain, self), *args, **options)
         return plain(self, *args)
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from fxtune.tracing import Region, capture
+from fxtune.tuned.recapture import keep, kept_for
 
 RUN_HOOKS = (
     "_forward_hooks",
@@ -48,6 +49,9 @@ def observed_capture(
     Returns:
         The graph, and the paths of the modules that were called, those included that the graph dissolves.
     """
+    kept = kept_for(twin) if method == "forward" else None
+    if kept is not None:
+        return kept
     with (
         _unlocked(twin),
         _without_hooks(twin),
@@ -55,6 +59,8 @@ def observed_capture(
         _noting_calls(twin) as called,
     ):
         graph = capture(twin, example_inputs)
+    if method == "forward":
+        keep(twin, graph, frozenset(called))
     return graph, frozenset(called)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from fxtune.errors import InputError
 from fxtune.tracing import Region
-from fxtune.tuned.checkpointing import checkpoint_blocks, keep_activations
+from fxtune.tuned.checkpointing import checkpoint_blocks, keep_activations, recompute
 from fxtune.tuned.hooks import share_hooks
 from fxtune.tuned.modes import batch_norms, follow, freeze, moving_buffers, still_modules
 from fxtune.tuned.observing import observed_capture
@@ -105,6 +105,7 @@ class Tuning:
         """Put on the Regions what copies and pickles of them don't carry."""
         index_like(graph, self.twin)
         share_hooks(graph, self.twin)
+        recompute(graph)
         if self.checkpointing is not None:
             checkpoint_blocks([graph], self.blocks, self.checkpointing)
 

@@ -21,7 +21,7 @@ from fxtune.tuners.bypass import ChannelMap, GatedSplice, Mix
 from fxtune.tuners.placement import Placement
 from fxtune.tuners.registry import joins_rows, maps_widths, names, offers, shipped, spans_sites, tuner
 from fxtune.tuners.resolving import resolve
-from fxtune.tuners.rows import RowsInSoftmax, rows_through
+from fxtune.tuners.rows import RowsInSoftmax, rows_through, seen_by_prompts
 
 __all__ = [
     "ChannelMap",
@@ -39,6 +39,7 @@ __all__ = [
     "refusal",
     "resolve",
     "rows_through",
+    "seen_by_prompts",
     "settings",
     "shipped",
     "spans_sites",

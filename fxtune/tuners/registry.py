@@ -23,7 +23,8 @@ Each further way in which it can be attached to the graph is a method over the s
 ``forward(x)``                 unbound: the result is added to the operation's output
 ``in_sequence(y)``             original, where the rule says ``reads: output``: the result replaces the output
 ``in_weights(weight, bias)``   original, at a single operation: it computes with the two tensors that are returned
-                               (a linear map's weight is D x D_in; None stands for what the operation lacks)
+                               (a linear map's weight is D x D_in; a bias that the model computes comes as its value;
+                               None stands for what the operation lacks)
 ``attend(q, k, v, mask, *,     unbound, at an attention: the result replaces softmax(q kᵀ · scale + mask) v, and comes
 causal, scale, dropout)``      with λ, B x H x N, for `gates`; q is B x H x N x d, k and v B x Hkv x S x d
 ``attend_original(...)``       original, at an attention: the result alone

@@ -142,9 +142,13 @@ def rows_through(rows: int, method: str) -> nn.Module:
 
 
 def seen_by_prompts(mask: Tensor | None) -> Tensor | None:
-    """What prompt rows see of the model's own keys: what a mask leaves that is the same for all queries, else all."""
-    if mask is None or mask.dim() < 2:
+    """The mask of prompt rows for the model's own keys, one row for all of them.
+
+    A key that all queries see alike, such as padding, they see so too; any other they see without bias. Values decide:
+    models write the row of a padding mask out for every query.
+    """
+    if mask is None or mask.dim() < 2 or mask.shape[-2] == 1:
         return mask
-    if mask.shape[-2] == 1:
-        return mask
-    return mask[..., :1, :] if mask.stride(-2) == 0 else None
+    first = mask[..., :1, :]
+    alike = (mask == first).all(-2, keepdim=True)
+    return first.masked_fill(~alike, mask.dtype is torch.bool)
