@@ -49,6 +49,9 @@ def _returned(node: fx.Node, growing: Growing, call: str, outer: Growing) -> fx.
     if node not in results[1:]:
         results = (*results, node)
         end.update_arg(0, results)
+        called.meta["val"] = fx.node.map_aggregate(
+            results, lambda n: n.meta.get("val") if isinstance(n, fx.Node) else n
+        )
     got = outer.behind(called, operator.getitem, (called, results.index(node, 1)))
     got.meta["val"] = node.meta.get("val")
     return got

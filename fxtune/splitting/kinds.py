@@ -37,6 +37,13 @@ def takes_part(node: fx.Node) -> bool:
     return is_tensor(node) and _is_one_of(node, PART)
 
 
+def whole(node: fx.Node) -> fx.Node:
+    """The value of which a node has some or all of the numbers, copied or not."""
+    while only_rearranges(node) or takes_part(node) or _is_one_of(node, frozenset({"clone"})):
+        node = next(operand for operand in node.all_input_nodes if is_tensor(operand))
+    return node
+
+
 def _is_one_of(node: fx.Node, names: frozenset[str]) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and base_name(node.target) in names
 

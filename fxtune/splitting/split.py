@@ -14,6 +14,7 @@ from fxtune.errors import InputError
 from fxtune.splitting.cut import TUNERS, Cut
 from fxtune.splitting.flat import flatten
 from fxtune.splitting.halves import write_branch, write_trunk
+from fxtune.splitting.kinds import whole
 from fxtune.tracing import CallSignature, Region
 from fxtune.view import join
 
@@ -108,11 +109,11 @@ def _half(root: Region, graph: fx.Graph, title: str) -> Region:
 
 
 def _named(crossing: Sequence[fx.Node]) -> list[str]:
-    """Region path and name of each; a further value of a region that runs again has a number too."""
+    """Region path and name of what each was taken of; a further one of the same name has a number, too."""
     seen: Counter[str] = Counter()
     names = []
     for node in crossing:
-        name = join(*node.meta["origin"])
+        name = join(*whole(node).meta["origin"])
         seen[name] += 1
         names.append(name if seen[name] == 1 else f"{name}@{seen[name]}")
     return names
