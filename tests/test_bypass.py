@@ -120,6 +120,30 @@ def test_the_spliced_graph_is_eq_8(case: tuple[str, str, list[int], list[float],
         assert float((g - e).abs().max()) <= 1e-10 * largest
 
 
+@pytest.mark.parametrize("family", ["vit", "bert"])
+def test_the_read_token_alone_is_computed(family: str) -> None:
+    """A head that reads one token: the bypass has that token of every stem, and gives what it gives for all."""
+    model, whole = spliced(family, "res_bypass", [])
+    inputs = double(inputs_of(family, 3))
+    tuned = fxtune.apply(model, "res_bypass", seed=0, dtype=torch.float64, example_inputs=inputs).eval()
+    theirs, ours = (dict(bypass_of(each).requires_grad_(True).named_parameters()) for each in (whole, tuned))
+    with torch.no_grad():
+        for name, weight in ours.items():
+            theirs[name].copy_(weight.copy_(torch.randn_like(weight) / weight.shape[-1] ** 0.5))
+    seen: list[torch.Size] = []
+    hook = bypass_of(tuned).register_forward_pre_hook(lambda _, args: seen.extend(x.shape for x in args))
+    found, expected = tuned(**inputs), whole(**inputs)
+    hook.remove()
+    assert seen == [(3, 1, 32)] * 3, "it was given more than the token that is read"
+    assert reference.error(found, expected) <= 1e-12
+    gradients = [
+        torch.autograd.grad(sum(x.square().sum() for x in reference.tensors(output)), list(weights.values()))
+        for output, weights in ((found, ours), (expected, theirs))
+    ]
+    assert reference.error(*gradients) <= 1e-10
+    assert "1 of" in str(tuned.report())
+
+
 def test_stems_may_end_early() -> None:
     """Then the last level stands for the last Block's output, and later Blocks are not computed."""
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=4, embed_dim=24, num_heads=2, num_classes=3)

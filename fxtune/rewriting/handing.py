@@ -44,14 +44,13 @@ def _returned(node: fx.Node, growing: Growing, call: str, outer: Growing) -> fx.
         readers = list(called.users)
         own = outer.behind(called, operator.getitem, (called, 0))
         outer.replace(call, readers, own)
+        called.meta["val"] = (called.meta.get("val"),)
     results = end.args[0]
     assert isinstance(results, tuple)
     if node not in results[1:]:
         results = (*results, node)
         end.update_arg(0, results)
-        called.meta["val"] = fx.node.map_aggregate(
-            results, lambda n: n.meta.get("val") if isinstance(n, fx.Node) else n
-        )
+        called.meta["val"] = (*called.meta["val"], node.meta.get("val"))
     got = outer.behind(called, operator.getitem, (called, results.index(node, 1)))
     got.meta["val"] = node.meta.get("val")
     return got
