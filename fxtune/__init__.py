@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         UntunedCallError,
     )
+    from fxtune.tasks import MultiTask, multitask
     from fxtune.tracing.capture import capture
     from fxtune.tuned import TunedModel
     from fxtune.tuners import Placement, tuner
@@ -43,6 +44,7 @@ __all__ = [
     "InputError",
     "MatchError",
     "MemoryReport",
+    "MultiTask",
     "PatternError",
     "Placement",
     "PlanError",
@@ -55,6 +57,7 @@ __all__ = [
     "capture",
     "inspect",
     "memory",
+    "multitask",
     "tuner",
     "verify",
 ]
@@ -62,12 +65,14 @@ __all__ = [
 _HOME = {
     "Certificate": "fxtune.verifying",
     "MemoryReport": "fxtune.accounting",
+    "MultiTask": "fxtune.tasks",
     "Placement": "fxtune.tuners",
     "TunedModel": "fxtune.tuned",
     "apply": "fxtune.api",
     "capture": "fxtune.tracing",
     "inspect": "fxtune.api",
     "memory": "fxtune.accounting",
+    "multitask": "fxtune.tasks",
     "tuner": "fxtune.tuners",
     "verify": "fxtune.verifying",
 }

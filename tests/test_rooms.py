@@ -34,6 +34,7 @@ ROOMS = [
     "inspection",
     "names",
     "api",
+    "tasks",
     "accounting",
     "verifying",
     "testing",

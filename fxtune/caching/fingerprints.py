@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from fxtune.caching.batches import Batch
+from fxtune.splitting import structure_of, tensors_of
 from fxtune.tracing import Region
 
 
 def weights_of(trunk: Region) -> dict[str, str]:
     """Every weight and buffer that a trunk computes with, by name: what is in it."""
-    return {name: fingerprint(tensor) for name, tensor in sorted(_tensors(trunk))}
+    return {name: fingerprint(tensor) for name, tensor in sorted(tensors_of(trunk).items())}
 
 
-def structure_of(trunk: Region) -> str:
-    """What a trunk computes, whatever its nodes are called."""
-    lines = []
-    place = {node: f"%{i}" for i, node in enumerate(trunk.graph.nodes)}
-    for node in trunk.graph.nodes:
-        args = _written((node.args, node.kwargs), place)
-        what = "input" if node.op == "placeholder" else _target(node)
-        module = repr(trunk.get_submodule(str(node.target))) if node.op == "call_module" else ""
-        lines.append(f"{place[node]} {node.op} {what} {args} {module}")
-    return _digest("\n".join(lines).encode())
+def computing_of(trunk: Region) -> str:
+    """What a trunk computes."""
+    return _digest(structure_of(trunk).encode())
 
 
 def inputs_of(batch: Batch, again: Batch) -> dict[str, Any]:
@@ -67,41 +60,3 @@ def fingerprint(tensor: Tensor) -> str:
 
 def _digest(text: bytes, bytes: int = 16) -> str:
     return hashlib.blake2b(text, digest_size=bytes).hexdigest()
-
-
-def _tensors(trunk: Region) -> Iterator[tuple[str, Tensor]]:
-    seen: set[str] = set()
-    for node in trunk.graph.nodes:
-        target = str(node.target)
-        if node.op not in ("call_module", "get_attr") or target in seen:
-            continue
-        seen.add(target)
-        home, _, last = target.rpartition(".")
-        owner: Any = getattr(trunk.get_submodule(home), last)
-        if isinstance(owner, Tensor):
-            yield target, owner
-        elif isinstance(owner, nn.Module):
-            yield from ((f"{target}.{name}", tensor) for name, tensor in _state(owner).items())
-
-
-def _state(module: nn.Module) -> Mapping[str, Tensor]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def _target(node: fx.Node) -> str:
-    target: Any = node.target
-    if isinstance(target, str | torch._ops.OpOverload):
-        return str(target)
-    return f"{target.__module__}.{target.__qualname__}" if hasattr(target, "__qualname__") else str(target)
-
-
-def _written(value: Any, place: Mapping[fx.Node, str]) -> str:
-    if isinstance(value, fx.Node):
-        return place[value]
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {_written(item, place)}' for key, item in value.items())}}}"
-    if isinstance(value, list | tuple):
-        return f"({', '.join(_written(item, place) for item in value)})"
-    if isinstance(value, slice):
-        return f"slice{_written((value.start, value.stop, value.step), place)}"
-    return repr(value)

@@ -14,7 +14,7 @@ from torch import Tensor
 from fxtune.caching.batches import Batch, SplitBatch, take_apart
 from fxtune.caching.dataset import FeatureCache
 from fxtune.caching.files import MANIFEST, read_json, rows_of, shard_name, write_json
-from fxtune.caching.fingerprints import each_sample, inputs_of, same_inputs, structure_of, weights_of
+from fxtune.caching.fingerprints import computing_of, each_sample, inputs_of, same_inputs, weights_of
 from fxtune.caching.layout import array_of, flatten
 from fxtune.caching.plan import Plan, check_same, read_plan
 from fxtune.caching.shards import CHECK, Shards
@@ -70,7 +70,7 @@ def _plan(split: Split, first: Batch, source: Source, dtype: torch.dtype | None,
         rest={**{name: array_of(value) for name, value in rest.items()}, CHECK: array_of(each_sample(first))},
         structure=structure,
         weights=weights_of(split.trunk),
-        trunk=structure_of(split.trunk),
+        trunk=computing_of(split.trunk),
         inputs=inputs_of(first, source.first(seed=0)),
         samples=source.samples,
         views=views,

@@ -1,5 +1,20 @@
 """A tuned model with a detached bypass in two: the trunk, and the branch that trains beside it."""
 
-from fxtune.splitting.split import Features, Split, has_bypass, split
+from fxtune.splitting.cut import TUNERS
+from fxtune.splitting.kinds import only_rearranges, takes_part
+from fxtune.splitting.reading import operation, structure_of, tensors_of
+from fxtune.splitting.split import Features, Split, has_bypass, over, split
 
-__all__ = ["Features", "Split", "has_bypass", "split"]
+__all__ = [
+    "TUNERS",
+    "Features",
+    "Split",
+    "has_bypass",
+    "only_rearranges",
+    "operation",
+    "over",
+    "split",
+    "structure_of",
+    "takes_part",
+    "tensors_of",
+]

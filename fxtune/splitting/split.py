@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxtune.errors import InputError
 from fxtune.splitting.cut import TUNERS, Cut
@@ -88,8 +88,8 @@ def split(root: Region) -> Split:
     cut = Cut(flatten(root), root)
     branch, crossing = write_branch(cut)
     return Split(
-        trunk=_half(root, write_trunk(cut, crossing), "Trunk"),
-        branch=_half(root, branch, "Branch"),
+        trunk=over(root, write_trunk(cut, crossing), "Trunk"),
+        branch=over(root, branch, "Branch"),
         names=tuple(_named(crossing)),
         sizes=tuple(map(_sizes, crossing)),
         signature=root.signature,
@@ -102,8 +102,8 @@ def has_bypass(root: Region) -> bool:
     return any(path == bypass or path.endswith(f".{bypass}") for path, _ in root.named_modules())
 
 
-def _half(root: Region, graph: fx.Graph, title: str) -> Region:
-    """A graph over the very modules and weights of a region."""
+def over(root: nn.Module, graph: fx.Graph, title: str) -> Region:
+    """A graph as a region over the very modules and weights of a module."""
     shared = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
     return Region.restore(title, graph, {name: root.__dict__[name] for name in shared})
 

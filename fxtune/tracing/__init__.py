@@ -3,7 +3,7 @@
 from fxtune.tracing.capture import call_inputs, capture
 from fxtune.tracing.contexts import ENTER, LEAVE, new_graph
 from fxtune.tracing.modes import ByMode
-from fxtune.tracing.region import Region
+from fxtune.tracing.region import Constants, Region
 from fxtune.tracing.signature import CallSignature
 
-__all__ = ["ENTER", "LEAVE", "ByMode", "CallSignature", "Region", "call_inputs", "capture", "new_graph"]
+__all__ = ["ENTER", "LEAVE", "ByMode", "CallSignature", "Constants", "Region", "call_inputs", "capture", "new_graph"]

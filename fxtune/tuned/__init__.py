@@ -7,8 +7,18 @@ twin, then (in other rooms) matching, planning and rewriting, then `TunedModel` 
 from fxtune.tuned.head import replace_head
 from fxtune.tuned.model import TunedModel
 from fxtune.tuned.observing import observed_capture
+from fxtune.tuned.ownership import tensors
 from fxtune.tuned.recapture import one_capture
 from fxtune.tuned.report import Report, RuleOutcome
 from fxtune.tuned.twin import structural_twin
 
-__all__ = ["Report", "RuleOutcome", "TunedModel", "observed_capture", "one_capture", "replace_head", "structural_twin"]
+__all__ = [
+    "Report",
+    "RuleOutcome",
+    "TunedModel",
+    "observed_capture",
+    "one_capture",
+    "replace_head",
+    "structural_twin",
+    "tensors",
+]
