@@ -15,7 +15,9 @@ from rich.table import Table
 
 import applying
 import attention
+import caching
 import matching
+import tasks
 import training
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -33,6 +35,8 @@ def main() -> int:
     rows.extend(matching.measure(rounds))
     rows.extend(attention.measure(rounds))
     rows.extend(training.measure(rounds))
+    rows.extend(tasks.measure(rounds))
+    rows.extend(caching.measure(rounds))
 
     table = Table("what", "ratio", "measured", "at most", "")
     over = 0
@@ -41,7 +45,7 @@ def main() -> int:
             within = row[name] <= row[f"{name}_at_most"]
             over += not within
             table.add_row(
-                row["what"], name, f"{row[name]:.2f}", f"{row[f'{name}_at_most']}", "" if within else "[red]over"
+                row["what"], name, f"{row[name]:.3g}", f"{row[f'{name}_at_most']:.3g}", "" if within else "[red]over"
             )
     console.print(table)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,12 +13,10 @@ from torch.func import functional_call, vmap
 
 from fxtune.tracing import Region
 
-Stacked = dict[str, Tensor]
-
 
 class Batched:
-    """Some branches of one kind. What is not the very same tensor in all of them is stacked, each time that it runs
-    with gradients, so that they flow to every branch's own weights; without gradients, when it has changed.
+    """Some branches of one kind. What is not the very same tensor in all of them is stacked, so that gradients flow to
+    every branch's own weights.
 
     Args:
         branches: of one kind.
@@ -24,7 +24,6 @@ class Batched:
 
     def __init__(self, branches: Sequence[Region]) -> None:
         self._branches = list(branches)
-        self._known: tuple[Any, Stacked] | None = None
 
     def every(self, values: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
         """Each branch's results for all samples.
@@ -34,7 +33,7 @@ class Batched:
         """
         if len(self._branches) == 1:
             return [_tuple(self._branches[0](*values))]
-        results = vmap(self._run, in_dims=(0, *(None for _ in values)), randomness="different")(self._stack(), *values)
+        results = self._together(self._stack(), values, (0, *(None for _ in values)))
         return [tuple(result[i] for result in results) for i in range(len(self._branches))]
 
     def chosen(self, values: Sequence[Tensor], which: Sequence[int], rows: Sequence[bool]) -> list[tuple[Tensor, ...]]:
@@ -52,31 +51,40 @@ class Batched:
             weights = {name: stacked[index] for name, stacked in self._stack().items()}
             single = [value.unsqueeze(1) if row else value for value, row in zip(values, rows, strict=True)]
             axes = (0, *(0 if row else None for row in rows))
-            several = vmap(self._run, in_dims=axes, randomness="different")(weights, *single)
+            several = self._together(weights, single, axes)
             results = tuple(result.squeeze(1) for result in several)
         return [tuple(result[i] for result in results) for i in range(len(which))]
+
+    def _together(
+        self, weights: Mapping[str, Tensor], values: Sequence[Tensor], axes: tuple[int | None, ...]
+    ) -> tuple[Tensor, ...]:
+        with _quiet():
+            results: tuple[Tensor, ...] = vmap(self._run, in_dims=axes, randomness="different")(weights, *values)
+        return results
 
     def _run(self, weights: Mapping[str, Tensor], *values: Tensor) -> tuple[Tensor, ...]:
         return _tuple(functional_call(self._branches[0], dict(weights), values))
 
-    def _stack(self) -> Stacked:
-        if torch.is_grad_enabled():
-            self._known = None
-            return self._stacked()
-        now = [
-            (tensor.data_ptr(), tensor._version) for state in map(_state, self._branches) for tensor in state.values()
-        ]
-        if self._known is None or self._known[0] != now:
-            self._known = now, self._stacked()
-        return self._known[1]
-
-    def _stacked(self) -> Stacked:
+    def _stack(self) -> dict[str, Tensor]:
+        """What differs between the branches, stacked anew each time: a copy of it would not notice a change."""
         first, *others = map(_state, self._branches)
         return {
             name: torch.stack([tensor, *(other[name] for other in others)])
             for name, tensor in first.items()
             if any(other[name] is not tensor for other in others)
         }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Average pooling of maps that lie channels last sets strides, which torch does for one branch after another and
+    warns of; it takes no time."""
+    if torch.compiler.is_compiling():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+        yield
 
 
 def _state(branch: Region) -> dict[str, Tensor]:

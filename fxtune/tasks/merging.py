@@ -52,8 +52,15 @@ def without(trunk: Region, results: list[int]) -> fx.Graph:
     made = _copy(trunk.graph, graph)
     kept = _results(trunk.graph)
     graph.output(tuple(made[kept[i]] for i in results))
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(is_impure_node=_acts)
     return graph
+
+
+def _acts(node: fx.Node) -> bool:
+    """Whether a node does something even if nobody reads it."""
+    inside = node.meta["body"].nodes if "body" in node.meta else [node]
+    writes = any(getattr(getattr(n.target, "_schema", None), "is_mutable", False) for n in inside)
+    return writes or node.op == "placeholder" or node.op == "output" or node.target in (*ENTER.values(), LEAVE)
 
 
 def _copy(graph: fx.Graph, to: fx.Graph) -> dict[fx.Node, fx.Node]:

@@ -41,8 +41,9 @@ def moved_like(trunk: Region, *parts: nn.Module) -> None:
     there = next(parts[0].parameters(), None)
     if here is None or there is None:
         return
+    dtype = here.dtype if here.dtype != there.dtype else None
     for part in parts:
-        part.to(here.device, here.dtype if here.dtype != there.dtype else None)
+        part.to(here.device, dtype)
 
 
 def share_frozen(branch: nn.Module, other: nn.Module) -> None:
