@@ -261,10 +261,18 @@ TABLE_2 = {
 del TABLE_2["dual_adapter_adapter"]  # it is dual_res
 
 
+BYPASS = {
+    "res_bypass": ["horizontal", "vertical"],
+    "res_bypass_horizontal": ["horizontal"],
+    "res_bypass_vertical": ["vertical"],
+    "res_bypass_none": [],
+}
+
+
 def test_every_cell_of_table_2_is_a_rule_set():
     found = {rule_set.name: rule_set for rule_set in rules.shipped()}
     assert len(TABLE_2) == 9 + 9 + 3
-    assert set(found) == SHIPPED == {*TABLE_2, *PUBLISHED}
+    assert set(found) == SHIPPED == {*TABLE_2, *PUBLISHED, *BYPASS}
     for name, cells in TABLE_2.items():
         assert [(rule.at, rule.tuner) for rule in found[name].rules] == [(at, f"res_{tuner}") for at, tuner in cells]
         assert all(rule.settings.get("tokens", rule.settings.get("dim")) == 10 for rule in found[name].rules)
@@ -274,11 +282,18 @@ def test_every_cell_of_table_2_is_a_rule_set():
         assert [rule.target for rule in found[name].rules] == targets
 
 
+@pytest.mark.parametrize(("name", "sides"), BYPASS.items())
+def test_a_bypass_has_its_tuners(name, sides):
+    (rule_set,) = rules.load(name)
+    assert rule_set.rules == () and list(rule_set.bypass.tuners) == sides
+    assert all(insert == {"res_adapter": {"dim": 10}} for insert in rule_set.bypass.tuners.values())
+
+
 def test_the_schema_describes_every_key():
     schema = rules.schema()
     assert json.loads(json.dumps(schema)) == schema
     models = {"RuleFile": schema, **schema["$defs"]}
-    assert set(models) == {"RuleFile", "Rule", "Where", "PatternSpec"}
+    assert set(models) == {"RuleFile", "Rule", "Bypass", "Where", "PatternSpec"}
     for model in models.values():
         assert model["additionalProperties"] is False
         assert all(text.get("description") for text in model["properties"].values())

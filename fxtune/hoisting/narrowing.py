@@ -11,7 +11,7 @@ from torch import fx
 from fxtune.hoisting.aliases import writes
 from fxtune.hoisting.call import Item, Moved, Touch, Want, overwrites, shape_of, walk
 from fxtune.hoisting.needs import Flow
-from fxtune.hoisting.part import WHOLE, Part
+from fxtune.hoisting.part import WHOLE, Part, Range
 from fxtune.hoisting.values import part_of
 from fxtune.tracing import Region
 
@@ -76,7 +76,9 @@ class _Narrowing:
     def _write(self, node: fx.Node, made: fx.Node, part: Part, before: Any) -> Piece:
         """Lets `made`, which is the node or stands in its place, compute a part of the node's value."""
         moved = self.flow.moved[node, part]
-        args, kwargs = (walk(arguments, lambda leaf: self._resolved(leaf)) for arguments in (moved.args, moved.kwargs))
+        args, kwargs = (
+            walk(arguments, lambda leaf: self._resolved(leaf, made)) for arguments in (moved.args, moved.kwargs)
+        )
         self._update(made, moved.target, args, kwargs)
         if node in self.flow.items:
             made.meta["val"] = tuple(map(part_of, before, self.flow.items[node]))
@@ -94,7 +96,7 @@ class _Narrowing:
 
     def _region(self, node: fx.Node, part: Part) -> list[Piece]:
         """Goes on in the regions that a node calls, which are given what they need and no more."""
-        pieces = [self._given(read) for read in self.flow.moved[node, part].args]
+        pieces = [self._given(read, node) for read in self.flow.moved[node, part].args]
         for inner in self.flow.inner[node]:
             self.changed += narrow(inner, [given for given, _ in pieces])
         self._update(node, node.target, tuple(argument for _, argument in pieces), {})
@@ -102,9 +104,9 @@ class _Narrowing:
         node.meta["val"] = walk(returned, lambda leaf: leaf.meta.get("val") if isinstance(leaf, fx.Node) else leaf)
         return [(part, node)]
 
-    def _given(self, read: Any) -> tuple[Part, Any]:
+    def _given(self, read: Any, at: fx.Node) -> tuple[Part, Any]:
         if isinstance(read, Want):
-            return read.part, self._fetch(read)
+            return read.part, self._fetch(read, at)
         return self._piece(read) if isinstance(read, Touch) else (WHOLE, read)
 
     def _return(self, node: fx.Node) -> None:
@@ -112,46 +114,53 @@ class _Narrowing:
         several = isinstance(returned, tuple | list)
         results = self.flow.results or [WHOLE] * (len(returned) if several else 1)
         items = returned if several else [returned]
-        found = [self._parts_in(item, part) for item, part in zip(items, results, strict=True)]
+        found = [self._parts_in(item, part, node) for item, part in zip(items, results, strict=True)]
         result = (tuple(found) if isinstance(returned, tuple) else found) if several else found[0]
         self._update(node, node.target, (result,), {})
 
-    def _parts_in(self, returned: Any, part: Part) -> Any:
-        return walk(returned, lambda leaf: self._fetch(Want(leaf, part)) if isinstance(leaf, fx.Node) else leaf)
+    def _parts_in(self, returned: Any, part: Part, at: fx.Node) -> Any:
+        return walk(returned, lambda leaf: self._fetch(Want(leaf, part), at) if isinstance(leaf, fx.Node) else leaf)
 
     # ---- what they read ----------------------------------------------------------------------------------------------
 
-    def _resolved(self, leaf: Any) -> Any:
+    def _resolved(self, leaf: Any, at: fx.Node) -> Any:
         if isinstance(leaf, Want):
-            return self._fetch(leaf)
+            return self._fetch(leaf, at)
         if isinstance(leaf, Touch):
             return self._piece(leaf)[1]
         return leaf.node if isinstance(leaf, Item) else leaf
 
-    def _fetch(self, want: Want) -> fx.Node:
-        """The node that has exactly this part of a value, taken as soon as there is what it is a part of.
+    def _fetch(self, want: Want, at: fx.Node) -> fx.Node:
+        """The node that has exactly this part of a value, for the node `at` to read.
 
-        It is a copy: so nothing keeps the whole alive, and modules whose code is not known get it laid out as usual.
+        The part is taken as soon as there is what it is a part of, and copied: so nothing keeps the whole alive, and
+        modules whose code is not known get it laid out as usual. Of a value that is overwritten it is taken when it is
+        read.
         """
         part, node = self._piece(want)
+        kept = self.flow.keeps(node)
         for axis, range in want.part.within(part):
-            one = Part.of({axis: range})
-            if (node, one) not in self._slices:
-                made = self._behind(node, torch.ops.aten.slice.Tensor, (node, axis, range.start, range.stop))
-                made.meta["val"] = part_of(node.meta.get("val"), one)
-                made = self._behind(made, torch.ops.aten.clone.default, (made,))
-                made.kwargs = {"memory_format": torch.contiguous_format}
-                self._slices[node, one] = made
+            key = (node, Part.of({axis: range}))
+            made = None if kept else self._slices.get(key)
+            if made is None:
+                made = self._slices[key] = self._taken(node, axis, range, at if kept else None)
                 self._change()
-            node = self._slices[node, one]
+            node = made
         return node
 
-    def _behind(self, node: fx.Node, target: Any, args: tuple[Any, ...]) -> fx.Node:
-        at = [*self.flow.inputs()][-1] if node.op == "placeholder" else node
-        with self.graph.inserting_after(at):
-            made = self.graph.call_function(target, args)
-        made.meta = {name: value for name, value in node.meta.items() if name != "body"}
-        return made
+    def _taken(self, node: fx.Node, axis: int, range: Range, before: fx.Node | None) -> fx.Node:
+        """A copy of a part, taken right behind the value, or right before some node."""
+        behind = self.flow.inputs()[-1] if node.op == "placeholder" else node
+        with self.graph.inserting_before(before) if before else self.graph.inserting_after(behind):
+            made = self.graph.call_function(torch.ops.aten.slice.Tensor, (node, axis, range.start, range.stop))
+        with self.graph.inserting_after(made):
+            copy = self.graph.call_function(
+                torch.ops.aten.clone.default, (made,), {"memory_format": torch.contiguous_format}
+            )
+        val = part_of(node.meta.get("val"), Part.of({axis: range}))
+        for new in (made, copy):
+            new.meta = {**{name: value for name, value in node.meta.items() if name != "body"}, "val": val}
+        return copy
 
     def _piece(self, read: Want | Touch) -> Piece:
         """The smallest piece that will do."""

@@ -118,6 +118,10 @@ class Flow:
     def inputs(self) -> list[fx.Node]:
         return [node for node in self.graph.nodes if node.op == "placeholder"]
 
+    def keeps(self, node: fx.Node) -> bool:
+        """Whether a value is overwritten, or shares memory with one that is: it stays whole."""
+        return node in self._scope.kept
+
     def need(self, input: fx.Node) -> Part | frozenset[int]:
         """The part that is needed of an input, or the axes whose sizes are."""
         parts, asked = self.parts.get(input), self._asked.get(input)
