@@ -20,7 +20,7 @@ KIB_A_SAMPLE = 50
 
 
 def measure(rounds: int) -> Iterator[dict[str, Any]]:
-    """One row a head: seconds of an epoch of either, their ratio, and what a sample takes on disk, with their bounds."""
+    """One row a head: seconds of an epoch of either, their ratio and what a sample takes on disk, with bounds."""
     torch.manual_seed(0)
     data = DataLoader(TensorDataset(torch.randn(SAMPLES, 3, 224, 224), torch.arange(SAMPLES)), batch_size=BATCH)
     for pool, head in (("token", "class token"), ("avg", "mean-pooled")):
