@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -24,9 +24,24 @@ def seconds(work: Callable[[], Any]) -> float:
     return taken
 
 
+def in_turn(works: Mapping[str, Callable[[], Any]], rounds: int) -> list[dict[str, float]]:
+    """Seconds of each, round by round; a first round is thrown away."""
+    for work in works.values():
+        work()
+    return [{name: seconds(work) for name, work in works.items()} for _ in range(rounds)]
+
+
+def ratio(taken: list[dict[str, float]], first: str, second: str) -> float:
+    """The median over rounds of second / first."""
+    return statistics.median(of_round[second] / of_round[first] for of_round in taken)
+
+
 def paired(first: Callable[[], Any], second: Callable[[], Any], rounds: int) -> tuple[float, float, float]:
     """Median seconds of each, and the median over rounds of second / first; a first round is thrown away."""
-    first(), second()
-    pairs = [(seconds(first), seconds(second)) for _ in range(rounds)]
-    ratio = statistics.median(b / a for a, b in pairs)
-    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), ratio
+    taken = in_turn({"first": first, "second": second}, rounds)
+    return median(taken, "first"), median(taken, "second"), ratio(taken, "first", "second")
+
+
+def median(taken: list[dict[str, float]], name: str) -> float:
+    """The median seconds of one over the rounds."""
+    return statistics.median(of_round[name] for of_round in taken)
