@@ -27,7 +27,8 @@ from fxtune.rewriting import prompted as rewriting_prompted
 from fxtune.tuners import res_prefix
 from fxtune.tuners import rows as tuner_rows
 
-BY_DESIGN = settings(max_examples=examples(2, 40), phases=[Phase.explicit, Phase.generate])
+A_FAMILY = examples(2, 45)
+BY_DESIGN = settings(max_examples=A_FAMILY, phases=[Phase.explicit, Phase.generate])
 
 QUICK = settings(max_examples=500, phases=[Phase.generate])
 
@@ -83,7 +84,7 @@ def test_both_forms_agree_with_each_other_and_with_the_method_by_hand(family: st
 
 def test_every_method_is_shown_on_twenty_models() -> None:
     for method in METHODS:
-        assert 2 * sum((method, family) not in REFUSED for family in FAMILIES) >= 20, method
+        assert A_FAMILY * sum((method, family) not in REFUSED for family in FAMILIES) >= examples(20, 500), method
 
 
 def check(what: str, captured: Captured, ours: nn.Module, theirs: nn.Module, tolerance: float = 1e-10) -> None:
