@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fxtune.accounting import MemoryReport, memory
-    from fxtune.api import apply, inspect
+    from fxtune.api import apply, inspect, load
     from fxtune.errors import (
         CacheError,
         CaptureError,
+        CheckpointError,
         FxtuneError,
         InputError,
         MatchError,
@@ -40,6 +41,7 @@ __all__ = [
     "CacheError",
     "CaptureError",
     "Certificate",
+    "CheckpointError",
     "FxtuneError",
     "InputError",
     "MatchError",
@@ -56,6 +58,7 @@ __all__ = [
     "apply",
     "capture",
     "inspect",
+    "load",
     "memory",
     "multitask",
     "tuner",
@@ -71,6 +74,7 @@ _HOME = {
     "apply": "fxtune.api",
     "capture": "fxtune.tracing",
     "inspect": "fxtune.api",
+    "load": "fxtune.api",
     "memory": "fxtune.accounting",
     "multitask": "fxtune.tasks",
     "tuner": "fxtune.tuners",

@@ -64,3 +64,7 @@ class UntunedCallError(FxtuneError):
 
 class CacheError(FxtuneError):
     """A feature cache cannot be made, or does not belong to what it is asked for."""
+
+
+class CheckpointError(FxtuneError):
+    """A saved tuned model cannot be written or read, or does not belong to the model that it is loaded on."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from fxtune.files import replacing
 
 PLAN = "plan.json"
 """What the cache is made of; written first."""
@@ -25,12 +26,8 @@ def shard_name(view: int, number: int) -> str:
 
 def write_json(folder: Path, name: str, data: Mapping[str, Any]) -> None:
     """Writes a file in one step."""
-    partial = folder / f"{name}.partial"
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / name)
+    with replacing(folder / name) as partial:
+        partial.write_text(json.dumps(data, indent=1), "utf-8")
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any] | None:
@@ -44,12 +41,9 @@ def read_json(folder: Path, name: str) -> dict[str, Any] | None:
 
 def write_shard(path: Path, arrays: Mapping[str, Tensor], texts: Mapping[str, list[str]]) -> None:
     """Writes a shard in one step."""
-    partial = path.with_name(f"{path.name}.partial")
     contiguous = {name: array.contiguous() for name, array in arrays.items()}
-    save_file(contiguous, partial, metadata={"texts": json.dumps(texts)})
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with replacing(path) as partial:
+        save_file(contiguous, partial, metadata={"texts": json.dumps(texts)})
 
 
 def rows_of(path: Path, names: set[str]) -> int | None:

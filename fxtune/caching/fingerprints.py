@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxtune.caching.batches import Batch
+from fxtune.digests import digest_of, digest_of_text
 from fxtune.splitting import structure_of, tensors_of
 from fxtune.tracing import Region
 
 
 def weights_of(trunk: Region) -> dict[str, str]:
     """Every weight and buffer that a trunk computes with, by name: what is in it."""
-    return {name: fingerprint(tensor) for name, tensor in sorted(tensors_of(trunk).items())}
+    return {name: digest_of(tensor) for name, tensor in sorted(tensors_of(trunk).items())}
 
 
 def computing_of(trunk: Region) -> str:
     """What a trunk computes."""
-    return _digest(structure_of(trunk).encode())
+    return digest_of_text(structure_of(trunk))
 
 
 def inputs_of(batch: Batch, again: Batch) -> dict[str, Any]:
     """What the model is given for the first samples, read twice in one way; only its form, where that differs."""
-    one, two = ([fingerprint(tensor) for tensor in read.inputs()] for read in (batch, again))
+    one, two = ([digest_of(tensor) for tensor in read.inputs()] for read in (batch, again))
     form = [[str(tensor.dtype), list(tensor.shape)] for tensor in batch.inputs()]
     return {"form": form, "values": one if one == two else None}
 
@@ -44,19 +43,5 @@ def each_sample(batch: Batch) -> Tensor:
     found = []
     for i in range(batch.size):
         parts = [tensor[i] for tensor in batch.inputs() if tensor.dim() and tensor.shape[0] == batch.size]
-        found.append(int(_digest("".join(map(fingerprint, parts)).encode(), bytes=8), 16) - 2**63)
+        found.append(int(digest_of_text("".join(map(digest_of, parts)), size=8), 16) - 2**63)
     return torch.tensor(found, dtype=torch.int64)
-
-
-def fingerprint(tensor: Tensor) -> str:
-    """A tensor's dtype, shape and bytes."""
-    plain = tensor.detach().cpu().contiguous()
-    raw = (ctypes.c_char * (plain.numel() * plain.element_size())).from_address(plain.data_ptr() or 1)
-    made = hashlib.blake2b(f"{plain.dtype} {tuple(plain.shape)} ".encode(), digest_size=16)
-    if plain.numel():
-        made.update(raw)
-    return made.hexdigest()
-
-
-def _digest(text: bytes, bytes: int = 16) -> str:
-    return hashlib.blake2b(text, digest_size=bytes).hexdigest()

@@ -1,6 +1,7 @@
 """A tuned model with a detached bypass in two: the trunk, and the branch that trains beside it."""
 
 from fxtune.splitting.cut import TUNERS
+from fxtune.splitting.flat import flatten
 from fxtune.splitting.kinds import only_rearranges, takes_part
 from fxtune.splitting.reading import operation, structure_of, tensors_of
 from fxtune.splitting.split import Features, Split, has_bypass, over, split
@@ -9,6 +10,7 @@ __all__ = [
     "TUNERS",
     "Features",
     "Split",
+    "flatten",
     "has_bypass",
     "only_rearranges",
     "operation",

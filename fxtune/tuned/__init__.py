@@ -10,6 +10,7 @@ from fxtune.tuned.observing import observed_capture
 from fxtune.tuned.ownership import tensors
 from fxtune.tuned.recapture import one_capture
 from fxtune.tuned.report import Report, RuleOutcome
+from fxtune.tuned.stored import put
 from fxtune.tuned.twin import structural_twin
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "TunedModel",
     "observed_capture",
     "one_capture",
+    "put",
     "replace_head",
     "structural_twin",
     "tensors",

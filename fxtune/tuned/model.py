@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from fxtune.caching import FeatureCache, SplitBatch, cache_features
-from fxtune.errors import InputError, UnsupportedModelError
+from fxtune.errors import CheckpointError, InputError, UnsupportedModelError
+from fxtune.saving import Backbone, Made, weights_of, write
 from fxtune.splitting import Features
 from fxtune.tracing import Region
 from fxtune.tuned.attributes import attribute_of_original, tuned_class
@@ -26,6 +27,7 @@ from fxtune.tuned.hooks import refuse_dead_hooks
 from fxtune.tuned.observing import RUN_HOOKS
 from fxtune.tuned.ownership import apply_once, make_private, set_trainable
 from fxtune.tuned.report import Report
+from fxtune.tuned.stored import own_tensors
 from fxtune.tuned.tuning import Tuning
 
 _ROOT_DICTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -57,6 +59,7 @@ class TunedModel(CheckpointingNames, nn.Module):
         blocks: the module paths of the Blocks, for gradient checkpointing.
         batchnorm: ``frozen`` keeps running statistics as they are; ``track`` lets private copies of them move.
         inplace: train original weights in the original's memory instead of private copies.
+        made: how it came to be; without it, it cannot be saved.
 
     Raises:
         PlanError: `trains` names a parameter that does not exist.
@@ -83,9 +86,10 @@ class TunedModel(CheckpointingNames, nn.Module):
         blocks: Iterable[str] = (),
         batchnorm: Literal["frozen", "track"] = "frozen",
         inplace: bool = False,
+        made: Made | None = None,
     ) -> None:
         trains = list(trains)
-        state = Tuning(original, twin, {"forward": [graph]}, rewrite, head, tuple(blocks), report, batchnorm)
+        state = Tuning(original, twin, {"forward": [graph]}, rewrite, head, tuple(blocks), report, batchnorm, made)
         set_trainable(graph, trains)
         if not inplace:
             make_private(original, state.trees(), lambda _, tensor: tensor.requires_grad)
@@ -231,6 +235,22 @@ class TunedModel(CheckpointingNames, nn.Module):
             split_batch=split_batch,
             shard_bytes=shard_bytes,
         )
+
+    def save(self, folder: str | Path) -> None:
+        """Write the tuners, and what else trains or has moved, for `fxtune.load`.
+
+        One file has all that loading needs, `tuners.safetensors`: the weights, and in its header the resolved rules and
+        a fingerprint of the backbone. An earlier one gives way in one step, so that a killed save loses nothing. The
+        rules stand beside it once more, as files to be read and used elsewhere.
+
+        Raises:
+            CheckpointError: the folder can't be written to.
+        """
+        state = self._fxtune
+        if state.made is None:
+            raise CheckpointError("this tuned model cannot be saved", found="it was not made by fxtune.apply")
+        backbone = Backbone(computing=state.made.computing, weights=weights_of(state.original))
+        write(Path(folder), own_tensors(self, state.original), state.made.origin, backbone)
 
     def strip(self) -> nn.Module:
         """The original, bit-equal and with its flags as they were. The tuned model stays usable."""

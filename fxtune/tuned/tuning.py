@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fxtune.errors import InputError
+from fxtune.saving import Made
 from fxtune.tracing import Region
 from fxtune.tuned.checkpointing import checkpoint_blocks, keep_activations, recompute
 from fxtune.tuned.hooks import share_hooks
@@ -38,6 +39,7 @@ class Tuning:
     blocks: tuple[str, ...]
     report: Report
     batchnorm: Literal["frozen", "track"]
+    made: Made | None = field(default=None)
     checkpointing: dict[str, Any] | None = field(default=None)
 
     @property

@@ -18,7 +18,8 @@ class Mix(nn.Module):
     def forward(self, h: Tensor, v: Tensor) -> Tensor:
         """Two tensors of one shape to a third, in float32 at least and then in the dtype of h."""
         share = torch.sigmoid(self.weight)
-        return (share * h + (1 - share) * v).to(h.dtype)
+        exact = torch.promote_types(h.dtype, share.dtype)
+        return torch.lerp(v.to(exact), h.to(exact), share.to(exact).expand(v.shape)).to(h.dtype)
 
 
 class ChannelMap(nn.Module):

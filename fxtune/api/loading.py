@@ -1,0 +1,73 @@
+"""`load`: a tuned model from disk."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from fxtune.api.applying import build, check_untuned
+from fxtune.api.drafting import Recipe, capture_of, rule_sets_for
+from fxtune.errors import CheckpointError
+from fxtune.names import resolve as resolve_model
+from fxtune.saving import Checkpoint, changed_weights, check_structure, computing_of, drawn, read, weights_of
+from fxtune.tuned import TunedModel, put
+
+
+def load(
+    model: nn.Module | str,
+    folder: str | Path,
+    *,
+    example_inputs: Any = None,
+    other_weights: Literal["warn", "refuse"] = "warn",
+) -> TunedModel:
+    """A tuned model as `TunedModel.save` wrote it, on its backbone.
+
+        >>> tuned.save("birds/")
+        >>> tuned = fxtune.load(model, "birds/")  # in another process; computes the same, bit for bit
+
+    Nothing in the folder is run or unpickled, and nothing is loaded unless all of it fits.
+
+    Args:
+        model: the backbone, or its name. It is not changed.
+        folder: what `save` wrote.
+        example_inputs: as for `apply`; by default inputs of the kinds that `apply` was given.
+        other_weights: what to do where the backbone's own weights are not those that the tuners were trained beside.
+
+    Raises:
+        CheckpointError: there is no checkpoint, it is damaged, or it belongs to a backbone of another structure.
+    """
+    model = resolve_model(model) if isinstance(model, str) else model
+    check_untuned(model)
+    checkpoint = read(Path(folder))
+    origin = checkpoint.origin
+    if example_inputs is None and origin.inputs is not None:
+        example_inputs = drawn(origin.inputs)
+    rule_sets = rule_sets_for(model, origin.rule_data(), {})
+    captured = capture_of(
+        model, example_inputs=example_inputs, head=origin.head, num_classes=origin.num_classes, seed=0
+    )
+    check_structure(checkpoint.backbone.computing, computing_of(captured.graph), str(folder))
+    _check_weights(model, checkpoint, other_weights)
+    recipe = Recipe(rule_sets, captured.head, 0, origin.torch_dtype, origin.form, origin.optimize)
+    patch = recipe.plan(captured.graph)[1]
+    tuned = build(model, captured, recipe, patch, origin)
+    put(tuned, checkpoint)
+    return tuned
+
+
+def _check_weights(model: nn.Module, checkpoint: Checkpoint, other_weights: Literal["warn", "refuse"]) -> None:
+    changed = changed_weights(checkpoint.backbone.weights, weights_of(model), checkpoint.shapes)
+    if not changed:
+        return
+    error = CheckpointError(
+        "these tuners were trained beside other weights of this backbone",
+        found=f"{len(changed)} weights differ, the first is `{changed[0]}`",
+        where=str(checkpoint.path),
+        fix="load them on the pretrained model that they were tuned on",
+    )
+    if other_weights == "refuse":
+        raise error
+    warnings.warn(str(error), stacklevel=3)

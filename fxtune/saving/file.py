@@ -1,0 +1,165 @@
+"""The file of a checkpoint. It is read as data from a stranger: nothing in it is run, and nothing is taken on trust."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fxtune.errors import CheckpointError
+from fxtune.files import replacing
+from fxtune.saving.backbone import Backbone
+from fxtune.saving.origin import Origin
+
+FILE = "tuners.safetensors"
+"""Weights, and in its header what `apply` is to be called with and what the backbone is: one file, so that a killed
+save leaves the earlier one whole."""
+RULES = "rules{}.yaml"
+"""The resolved rules once more, a file for each rule set, to be read by people and used elsewhere."""
+_FORMAT = "1"
+_MOST_TEXT = 2**26
+"""Bytes of a text in the header when it is unpacked: more is no fingerprint of a network."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder holds, its weights not yet read.
+
+    Attributes:
+        path: of the file.
+        origin: how the tuned model was made.
+        backbone: what it was tuned on.
+        shapes: of each weight.
+    """
+
+    path: Path
+    origin: Origin
+    backbone: Backbone
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The weights, on the CPU.
+
+        Raises:
+            CheckpointError: one has numbers that are not finite, or the file has changed since.
+        """
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(self.path, str(error)) from None
+        for name, tensor in found.items():
+            if tuple(tensor.shape) != self.shapes.get(name):
+                raise _unreadable(self.path, f"`{name}` has changed while it was read")
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+                raise CheckpointError(
+                    "this checkpoint holds numbers that are not finite",
+                    found=f"NaN or infinity in `{name}`",
+                    where=str(self.path),
+                    fix="load an earlier checkpoint: this training has diverged, or the file is damaged",
+                )
+        return found
+
+
+def write(folder: Path, tensors: Mapping[str, Tensor], origin: Origin, backbone: Backbone) -> None:
+    """Writes a checkpoint into a folder, which is made if there is none. An earlier one gives way in one step.
+
+    Raises:
+        CheckpointError: the folder can't be written to.
+    """
+    header = {
+        "fxtune": _FORMAT,
+        "origin": origin.model_dump_json(by_alias=True, exclude_defaults=True),
+        "backbone": _packed(backbone),
+    }
+    lying_apart = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / FILE) as partial:
+            save_file(lying_apart, partial, metadata=header)
+        for i, rules in enumerate(origin.rule_data()):
+            with replacing(folder / RULES.format(f"-{i + 1}" if i else "")) as partial:
+                partial.write_text(yaml.safe_dump(rules, sort_keys=False, allow_unicode=True), "utf-8")
+    except OSError as error:
+        raise CheckpointError("this folder can't be written to", found=str(error), where=str(folder)) from None
+
+
+def read(folder: Path) -> Checkpoint:
+    """What a folder holds.
+
+    Raises:
+        CheckpointError: it holds no checkpoint, or one that can't be read.
+    """
+    path = folder / FILE
+    if path.is_symlink() or not path.is_file():
+        raise CheckpointError(
+            f"there is no checkpoint of fxtune: no file {FILE}",
+            found=_instead(folder, path),
+            where=str(folder),
+            fix="name the folder that tuned.save(folder) wrote",
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, str(error)) from None
+    if header.get("fxtune") != _FORMAT:
+        raise _unreadable(path, f"its header has fxtune: {header.get('fxtune')!r}, not {_FORMAT!r}")
+    origin, backbone = _checked(path, header)
+    return Checkpoint(path, origin, backbone, shapes)
+
+
+def _instead(folder: Path, path: Path) -> str:
+    if path.is_symlink():
+        return "a link, and links are not followed"
+    if not folder.is_dir():
+        return "no such folder"
+    return f"it has {', '.join(sorted(inside.name for inside in folder.iterdir())[:5]) or 'nothing'}"
+
+
+def _checked(path: Path, header: Mapping[str, str]) -> tuple[Origin, Backbone]:
+    try:
+        origin = Origin.model_validate_json(header["origin"])
+        backbone = Backbone.model_validate_json(_unpacked(header["backbone"]))
+    except KeyError as error:
+        raise _unreadable(path, f"its header has no {error}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise _unreadable(path, f"{where or 'its header'}: {first['msg']}") from None
+    except (ValueError, zlib.error, binascii.Error) as error:
+        raise _unreadable(path, str(error)) from None
+    return origin, backbone
+
+
+def _packed(data: BaseModel) -> str:
+    return base64.b85encode(zlib.compress(data.model_dump_json().encode(), 9)).decode("ascii")
+
+
+def _unpacked(text: str) -> bytes:
+    """The text; what would fill the memory is refused."""
+    unpacking = zlib.decompressobj()
+    data = unpacking.decompress(base64.b85decode(text), _MOST_TEXT)
+    if unpacking.unconsumed_tail or not unpacking.eof:
+        raise ValueError(f"its header is cut short, or over {_MOST_TEXT} bytes of text")
+    return data
+
+
+def _unreadable(path: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        "this checkpoint cannot be read",
+        found=found,
+        where=str(path),
+        fix="copy it again from where it came, or take an earlier one",
+    )

@@ -1,0 +1,72 @@
+"""How a tuned model was made: all that `apply` needs to make it again on the same backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from fxtune.rules import RuleFile, RuleSet
+from fxtune.saving.inputs import InputsSpec
+
+
+class Origin(BaseModel):
+    """The arguments of `apply`, as plain data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rules: list[RuleFile] = Field(
+        min_length=1, description="the rule sets, overrides and the model card's hints put in"
+    )
+    head: str | None = None
+    num_classes: int | None = Field(default=None, ge=1)
+    dtype: str = "float32"
+    batchnorm: Literal["frozen", "track"] = "frozen"
+    form: Literal["unbound", "original"] = "unbound"
+    optimize: bool = False
+    inputs: InputsSpec | None = Field(default=None, description="example inputs other than the model card's own")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of new weights."""
+        found = getattr(torch, self.dtype, None)
+        if not isinstance(found, torch.dtype):
+            raise ValueError(f"{self.dtype!r} is no dtype")
+        return found
+
+    def rule_data(self) -> list[dict[str, Any]]:
+        """The rule sets as `apply` takes them."""
+        return [file.model_dump(mode="json", by_alias=True, exclude_defaults=True) for file in self.rules]
+
+
+def rule_files(rule_sets: Sequence[RuleSet]) -> list[RuleFile]:
+    """Rule sets as they would be written in files, with all that was put into them since."""
+    return [
+        RuleFile(
+            fxtune=1,
+            name=rules.name,
+            about=rules.about,
+            train=list(rules.train),
+            rules=list(rules.rules),
+            bypass=rules.bypass,
+            ops={name: list(operators) for name, operators in rules.ops.items()},
+            patterns=dict(rules.patterns),
+        )
+        for rules in rule_sets
+    ]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a tuned model was made by and of.
+
+    Attributes:
+        origin: the arguments of `apply`.
+        computing: what the backbone computed then, node by node.
+    """
+
+    origin: Origin
+    computing: tuple[str, ...]

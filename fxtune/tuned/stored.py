@@ -1,0 +1,97 @@
+"""Which tensors of a tuned model are stored on disk, and how they are put back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fxtune.errors import CheckpointError
+from fxtune.saving import Checkpoint
+from fxtune.source import nearest
+from fxtune.tuned.ownership import place, tensors
+
+_TUNERS = "tuners"
+
+
+def own_tensors(tuned: nn.Module, original: nn.Module) -> dict[str, Tensor]:
+    """What is not the original's: tuners, what trains, and what else has other numbers than there (statistics that
+    moved, a new head). Tied weights come once, under the first of their names.
+    """
+    theirs = dict(tensors(original))
+    own: dict[str, Tensor] = {}
+    seen = set()
+    for name, tensor in _state(tuned).items():
+        key = place(tensor) if tensor.numel() else name
+        if key not in seen and (_belongs(name, tensor) or _moved(tensor, theirs.get(name))):
+            own[name] = tensor
+            seen.add(key)
+    return own
+
+
+def check_fits(tuned: nn.Module, checkpoint: Checkpoint) -> None:
+    """Refuses a checkpoint with weights that the tuned model lacks, without some that it has, or of other shapes.
+
+    Raises:
+        CheckpointError: the first of them.
+    """
+    state = _state(tuned)
+    found = _misfit(state, checkpoint.shapes)
+    if found is not None:
+        raise CheckpointError(
+            "the weights of this checkpoint are not those of its rules",
+            found=found,
+            where=str(checkpoint.path),
+            fix="the file is damaged, or was put together by hand: take it from where it was saved",
+        )
+
+
+def put(tuned: nn.Module, checkpoint: Checkpoint) -> None:
+    """Puts a checkpoint's weights into a tuned model, all or none.
+
+    Raises:
+        CheckpointError: they do not fit, or are not finite.
+    """
+    check_fits(tuned, checkpoint)
+    loaded, state = checkpoint.tensors(), _state(tuned)
+    for name, tensor in loaded.items():
+        if tensor.dtype.is_floating_point != state[name].dtype.is_floating_point:
+            raise CheckpointError(
+                "the weights of this checkpoint are not those of its rules",
+                found=f"`{name}` is of {tensor.dtype}, and {state[name].dtype} here",
+                where=str(checkpoint.path),
+            )
+    tuned.load_state_dict(loaded, strict=False)
+
+
+def _misfit(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    for name, shape in shapes.items():
+        if name not in state:
+            near = nearest(name, state, 1)
+            return f"`{name}`, which this model does not have" + (f" (nearest: `{near[0]}`)" if near else "")
+        if tuple(state[name].shape) != shape:
+            return f"`{name}` of shape {shape}, which is {tuple(state[name].shape)} here"
+    there = {place(state[name]) for name in shapes}
+    missing = [
+        name
+        for name, tensor in state.items()
+        if _belongs(name, tensor) and tensor.numel() and place(tensor) not in there
+    ]
+    return f"nothing for `{missing[0]}` and {len(missing) - 1} more" if missing else None
+
+
+def _state(tuned: nn.Module) -> dict[str, Tensor]:
+    state = tuned.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _belongs(name: str, tensor: Tensor) -> bool:
+    return _TUNERS in name.split(".") or tensor.requires_grad
+
+
+def _moved(tensor: Tensor, theirs: Tensor | None) -> bool:
+    if theirs is None or theirs.shape != tensor.shape:
+        return True
+    same = place(tensor) == place(theirs)
+    return not same and not torch.equal(tensor.detach(), theirs.detach().to(tensor.device, tensor.dtype))
