@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 import fxtune
 from effort import examples
 from families import FAMILIES, build
-from fxtune.errors import FxtuneError, InputError, PlanError
-from fxtune.tasks import MultiTask
+from fxtune.errors import CheckpointError, FxtuneError, InputError, PlanError
+from fxtune.tasks import MultiTask, batched
 from fxtune.tuned import TunedModel
 
 RELATIVE = 1e-5
@@ -105,6 +106,33 @@ def test_every_task_gives_what_its_model_gives(family: str) -> None:
     for i, name in enumerate(chosen):
         for a, b in zip(leaves(found[i]), leaves(tasks[name](**inputs)), strict=True):
             assert a.shape == b[i].shape and (a - b[i]).abs().max() <= RELATIVE * b.abs().max()
+
+
+@pytest.mark.parametrize("numbers", [1, 10_000, 2**20])
+def test_however_many_run_together(
+    numbers: int, model: nn.Module, pool: dict[str, TunedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Branches run one by one, some at a time, or all: values here have 2,176 numbers."""
+    monkeypatch.setattr(batched, "_NUMBERS", numbers)
+    tasks = {name: pool[name] for name in ("birds", "cars", "planes")}
+    many = fxtune.multitask(model, tasks)
+    assert_gives_what_they_give(many, tasks, images(4))
+    chosen = ["planes", "birds", "planes", "cars"]
+    for i, (name, found) in enumerate(zip(chosen, many(**images(4), task=chosen), strict=True)):
+        assert_close(found, tasks[name](**images(4))[i])
+
+
+def test_tasks_from_folders(model: nn.Module, tasks: dict[str, TunedModel], tmp_path: Path) -> None:
+    for name in ("cars", "slim"):
+        tasks[name].save(tmp_path / name)
+    many = fxtune.multitask(model, {"birds": tasks["birds"], "cars": tmp_path / "cars", "slim": f"{tmp_path}/slim"})
+    assert_gives_what_they_give(many, tasks, images())
+    for other, found in (("vit", "were trained beside other weights"), ("bert", "of another structure")):
+        inputs = FAMILIES[other].inputs(2)
+        stranger = fxtune.apply(build(other, seed=1), "res_bypass", example_inputs=((), inputs))
+        stranger.save(tmp_path / other)
+        with pytest.raises(CheckpointError, match=found):
+            fxtune.multitask(model, {"birds": tasks["birds"], "planes": tmp_path / other})
 
 
 @settings(max_examples=examples(15, 200))
@@ -296,7 +324,7 @@ def test_a_trunk_that_was_optimised_is_another(model: nn.Module, tasks: dict[str
     ("given_tasks", "error", "match"),
     [
         (lambda pool: {}, InputError, "no tasks"),
-        (lambda pool: {"birds": "out/birds"}, InputError, "given by a folder"),
+        (lambda pool: {"birds": "out/birds"}, CheckpointError, "(?s)no checkpoint.*out/birds"),
         (lambda pool: {"birds": nn.Linear(2, 2)}, InputError, "a Linear"),
         (lambda pool: {"birds": fxtune.apply(build("vit"), "lora")}, PlanError, "res_bypass"),
         (lambda pool: {"a.b": pool["birds"]}, InputError, "without dots"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -9,9 +10,11 @@ from typing import Any, Literal
 from torch import nn
 
 from fxtune.api.applying import build, check_untuned
-from fxtune.api.drafting import Recipe, capture_of, rule_sets_for
-from fxtune.errors import CheckpointError
+from fxtune.api.drafting import Captured, Recipe, capture_of, rule_sets_for
+from fxtune.errors import CheckpointError, InputError
+from fxtune.inspection import counted
 from fxtune.names import resolve as resolve_model
+from fxtune.planning import Patch
 from fxtune.saving import Checkpoint, changed_weights, check_structure, computing_of, drawn, read, weights_of
 from fxtune.tuned import TunedModel, put
 
@@ -43,19 +46,53 @@ def load(
     check_untuned(model)
     checkpoint = read(Path(folder))
     origin = checkpoint.origin
-    if example_inputs is None and origin.inputs is not None:
-        example_inputs = drawn(origin.inputs)
+    _check_classes(checkpoint)
     rule_sets = rule_sets_for(model, origin.rule_data(), {})
-    captured = capture_of(
-        model, example_inputs=example_inputs, head=origin.head, num_classes=origin.num_classes, seed=0
-    )
+    captured = _captured(model, checkpoint, example_inputs)
     check_structure(checkpoint.backbone.computing, computing_of(captured.graph), str(folder))
     _check_weights(model, checkpoint, other_weights)
     recipe = Recipe(rule_sets, captured.head, 0, origin.torch_dtype, origin.form, origin.optimize)
     patch = recipe.plan(captured.graph)[1]
+    _check_size(patch, checkpoint)
     tuned = build(model, captured, recipe, patch, origin)
     put(tuned, checkpoint)
     return tuned
+
+
+def _captured(model: nn.Module, checkpoint: Checkpoint, example_inputs: Any) -> Captured:
+    origin = checkpoint.origin
+    known = example_inputs is None and origin.inputs is not None
+    try:
+        return capture_of(
+            model,
+            example_inputs=drawn(origin.inputs) if known and origin.inputs else example_inputs,
+            head=origin.head,
+            num_classes=origin.num_classes,
+            seed=0,
+        )
+    except InputError as error:
+        if not known:
+            raise
+        raise CheckpointError(
+            "these tuners belong to a model of another structure",
+            found=f"it is called otherwise: {error.found}",
+            where=str(checkpoint.path),
+            fix="load them on the architecture that they were tuned on, or pass example_inputs",
+        ) from error
+
+
+def _check_classes(checkpoint: Checkpoint) -> None:
+    """Before a new head is made: its rows must be in the file."""
+    classes = checkpoint.origin.num_classes
+    if classes is not None and all(shape[:1] != (classes,) for shape in checkpoint.shapes.values()):
+        raise checkpoint.contradiction(f"a head of {classes:,d} classes, and no weight with so many rows")
+
+
+def _check_size(patch: Patch, checkpoint: Checkpoint) -> None:
+    """Before tuners are made: rules that ask for far more than is in the file would fill the memory for nothing."""
+    asked, there = sum(counted(patch).values()), sum(math.prod(shape) for shape in checkpoint.shapes.values())
+    if asked > 2 * there + 2**20:
+        raise checkpoint.contradiction(f"rules for {asked:,d} weights of tuners, and {there:,d} weights")
 
 
 def _check_weights(model: nn.Module, checkpoint: Checkpoint, other_weights: Literal["warn", "refuse"]) -> None:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fxtune.digests import digest_of, digest_of_text
 from fxtune.errors import CheckpointError
 from fxtune.files import replacing
 from fxtune.saving.backbone import Backbone
@@ -40,27 +41,30 @@ class Checkpoint:
         origin: how the tuned model was made.
         backbone: what it was tuned on.
         shapes: of each weight.
+        digest: of all that the file holds.
     """
 
     path: Path
     origin: Origin
     backbone: Backbone
     shapes: Mapping[str, tuple[int, ...]]
+    digest: str
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights, on the CPU.
 
         Raises:
-            CheckpointError: one has numbers that are not finite, or the file has changed since.
+            CheckpointError: the file is damaged, or one has numbers that are not finite.
         """
         try:
             with safe_open(self.path, framework="pt") as file:
+                header = file.metadata() or {}
                 found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise _unreadable(self.path, str(error)) from None
+        if _digest(header, found) != self.digest:
+            raise _unreadable(self.path, "what it holds is not what was written: its digest differs")
         for name, tensor in found.items():
-            if tuple(tensor.shape) != self.shapes.get(name):
-                raise _unreadable(self.path, f"`{name}` has changed while it was read")
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
                 raise CheckpointError(
                     "this checkpoint holds numbers that are not finite",
@@ -69,6 +73,15 @@ class Checkpoint:
                     fix="load an earlier checkpoint: this training has diverged, or the file is damaged",
                 )
         return found
+
+    def contradiction(self, found: str) -> CheckpointError:
+        """What to raise where the weights are not what the rules make."""
+        return CheckpointError(
+            "the weights of this checkpoint are not those of its rules",
+            found=found,
+            where=str(self.path),
+            fix="the file is damaged, or was put together by hand: take it from where it was saved",
+        )
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], origin: Origin, backbone: Backbone) -> None:
@@ -82,6 +95,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], origin: Origin, backbone:
         "origin": origin.model_dump_json(by_alias=True, exclude_defaults=True),
         "backbone": _packed(backbone),
     }
+    header["digest"] = _digest(header, tensors)
     lying_apart = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +131,7 @@ def read(folder: Path) -> Checkpoint:
     if header.get("fxtune") != _FORMAT:
         raise _unreadable(path, f"its header has fxtune: {header.get('fxtune')!r}, not {_FORMAT!r}")
     origin, backbone = _checked(path, header)
-    return Checkpoint(path, origin, backbone, shapes)
+    return Checkpoint(path, origin, backbone, shapes, header.get("digest", ""))
 
 
 def _instead(folder: Path, path: Path) -> str:
@@ -141,6 +155,11 @@ def _checked(path: Path, header: Mapping[str, str]) -> tuple[Origin, Backbone]:
     except (ValueError, zlib.error, binascii.Error) as error:
         raise _unreadable(path, str(error)) from None
     return origin, backbone
+
+
+def _digest(header: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    texts = [header.get("origin", ""), header.get("backbone", "")]
+    return digest_of_text("\n".join([*texts, *(f"{name} {digest_of(tensors[name])}" for name in sorted(tensors))]))
 
 
 def _packed(data: BaseModel) -> str:

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from fxtune.rules import RuleFile, RuleSet
-from fxtune.saving.inputs import InputsSpec
+from fxtune.saving.inputs import DtypeName, InputsSpec
 
 
 class Origin(BaseModel):
@@ -23,7 +23,7 @@ class Origin(BaseModel):
     )
     head: str | None = None
     num_classes: int | None = Field(default=None, ge=1)
-    dtype: str = "float32"
+    dtype: DtypeName = "float32"
     batchnorm: Literal["frozen", "track"] = "frozen"
     form: Literal["unbound", "original"] = "unbound"
     optimize: bool = False
@@ -32,9 +32,7 @@ class Origin(BaseModel):
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype of new weights."""
-        found = getattr(torch, self.dtype, None)
-        if not isinstance(found, torch.dtype):
-            raise ValueError(f"{self.dtype!r} is no dtype")
+        found: torch.dtype = getattr(torch, self.dtype)
         return found
 
     def rule_data(self) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,10 +13,14 @@ from torch.func import functional_call, vmap
 
 from fxtune.tracing import Region
 
+_NUMBERS = 2**20
+"""Of a value, for all branches that run together: beyond, the values of a step no longer stay in a processor's cache
+until the next one reads them, and one branch after another is faster."""
+
 
 class Batched:
     """Some branches of one kind. What is not the very same tensor in all of them is stacked, so that gradients flow to
-    every branch's own weights.
+    every branch's own weights. As many run together as their values are small.
 
     Args:
         branches: of one kind.
@@ -31,9 +35,10 @@ class Batched:
         Args:
             values: what the branches read, a row a sample.
         """
-        if len(self._branches) == 1:
-            return [_tuple(self._branches[0](*values))]
-        results = self._together(self._stack(), values, (0, *(None for _ in values)))
+        several = _several(value.numel() for value in values)
+        if len(self._branches) == 1 or several == 1:
+            return [_tuple(branch(*values)) for branch in self._branches]
+        results = self._together(self._stack(), values, (0, *(None for _ in values)), several)
         return [tuple(result[i] for result in results) for i in range(len(self._branches))]
 
     def chosen(self, values: Sequence[Tensor], which: Sequence[int], rows: Sequence[bool]) -> list[tuple[Tensor, ...]]:
@@ -51,15 +56,19 @@ class Batched:
             weights = {name: stacked[index] for name, stacked in self._stack().items()}
             single = [value.unsqueeze(1) if row else value for value, row in zip(values, rows, strict=True)]
             axes = (0, *(0 if row else None for row in rows))
-            several = self._together(weights, single, axes)
-            results = tuple(result.squeeze(1) for result in several)
+            several = _several(
+                value[0].numel() if row else value.numel() for value, row in zip(values, rows, strict=True)
+            )
+            apart = self._together(weights, single, axes, several)
+            results = tuple(result.squeeze(1) for result in apart)
         return [tuple(result[i] for result in results) for i in range(len(which))]
 
     def _together(
-        self, weights: Mapping[str, Tensor], values: Sequence[Tensor], axes: tuple[int | None, ...]
+        self, weights: Mapping[str, Tensor], values: Sequence[Tensor], axes: tuple[int | None, ...], several: int
     ) -> tuple[Tensor, ...]:
         with _quiet():
-            results: tuple[Tensor, ...] = vmap(self._run, in_dims=axes, randomness="different")(weights, *values)
+            run = vmap(self._run, in_dims=axes, randomness="different", chunk_size=several)
+            results: tuple[Tensor, ...] = run(weights, *values)
         return results
 
     def _run(self, weights: Mapping[str, Tensor], *values: Tensor) -> tuple[Tensor, ...]:
@@ -73,6 +82,11 @@ class Batched:
             for name, tensor in first.items()
             if any(other[name] is not tensor for other in others)
         }
+
+
+def _several(numbers: Iterable[int]) -> int:
+    """How many run together, by how many numbers each of the values has for one."""
+    return max(1, _NUMBERS // max([1, *numbers]))
 
 
 @contextmanager

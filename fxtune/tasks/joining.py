@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from fxtune.api import load
 from fxtune.errors import InputError, PlanError
 from fxtune.splitting import Split, has_bypass, split, tensors_of
 from fxtune.tracing import Region
-from fxtune.tuned import TunedModel
+from fxtune.tuned import TunedModel, one_capture
 
-Task: TypeAlias = TunedModel
-"""A tuned model."""
+Task: TypeAlias = TunedModel | str | PathLike[str]
+"""A tuned model, or the folder where one was saved."""
+
+
+def tuned_models(model: nn.Module, tasks: Mapping[str, Task]) -> dict[str, TunedModel]:
+    """The tasks' models; those that are folders are loaded on the backbone, which is captured once for all of them.
+
+    Raises:
+        CheckpointError: a folder holds no checkpoint, or one of another backbone.
+    """
+    with one_capture():
+        return {
+            name: load(model, Path(task), other_weights="refuse") if isinstance(task, str | PathLike) else task
+            for name, task in tasks.items()
+        }
 
 
 def halves_of(name: str, tuned: object) -> Split:
@@ -25,17 +40,11 @@ def halves_of(name: str, tuned: object) -> Split:
         InputError: it is no tuned model.
         PlanError: it has no bypass.
     """
-    if isinstance(tuned, str | PathLike):
-        raise InputError(
-            f"the task `{name}` is given by a folder, and tasks are tuned models",
-            found=f"{str(tuned)!r}",
-            fix="make the tuned model with fxtune.apply and load_state_dict, and pass that",
-        )
     if not isinstance(tuned, TunedModel):
         raise InputError(
             f"the task `{name}` is no tuned model",
             found=f"a {type(tuned).__name__}",
-            fix='pass what fxtune.apply(model, rules="res_bypass") returns',
+            fix='pass what fxtune.apply(model, rules="res_bypass") or fxtune.load(model, folder) returns',
         )
     if not has_bypass(tuned.graph_module):
         raise PlanError(

@@ -15,7 +15,7 @@ from fxtune.source import nearest
 from fxtune.splitting import over, tensors_of
 from fxtune.tasks.alike import kind_of
 from fxtune.tasks.batched import Batched
-from fxtune.tasks.joining import Task, check_name, check_weights, halves_of
+from fxtune.tasks.joining import Task, check_name, check_weights, halves_of, tuned_models
 from fxtune.tasks.merging import merge, without
 from fxtune.tasks.parts import moved_like, own_part, share_frozen, used_by
 from fxtune.tracing import CallSignature, Region
@@ -25,23 +25,26 @@ from fxtune.tuned import TunedModel, tensors
 def multitask(model: nn.Module | str, tasks: Mapping[str, Task]) -> MultiTask:
     """Several tuned models of one backbone as one module, with one pass of the backbone for all of them.
 
-        >>> many = fxtune.multitask(model, {"birds": tuned_birds, "cars": tuned_cars})
+        >>> many = fxtune.multitask(model, {"birds": tuned_birds, "cars": "out/cars"})
         >>> many(images)["birds"]  # what tuned_birds(images) gives
         >>> many(images, task=["cars", "birds"])  # one result for each image
 
     Args:
         model: the backbone: the model that the tasks were tuned on, or its name.
-        tasks: by name, models with a detached bypass (``rules="res_bypass"``).
+        tasks: by name, models with a detached bypass (``rules="res_bypass"``), or the folders where they were saved.
 
     Raises:
         PlanError: a task has no bypass, or was tuned on another backbone.
+        CheckpointError: a folder holds no checkpoint, or one of another backbone.
         InputError: there is no task, or one is something else.
     """
     backbone = resolve_model(model) if isinstance(model, str) else model
-    weights = dict(tensors(backbone.strip() if isinstance(backbone, TunedModel) else backbone))
-    for name, tuned in tasks.items():
+    if isinstance(backbone, TunedModel):
+        backbone = backbone.strip()
+    models, weights = tuned_models(backbone, tasks), dict(tensors(backbone))
+    for name, tuned in models.items():
         check_weights(name, halves_of(name, tuned).trunk, weights)
-    return MultiTask(tasks)
+    return MultiTask(models)
 
 
 @dataclass
@@ -69,7 +72,7 @@ class MultiTask(nn.Module):
     trunk: Region
     branches: nn.ModuleDict
 
-    def __init__(self, tasks: Mapping[str, Task]) -> None:
+    def __init__(self, tasks: Mapping[str, TunedModel]) -> None:
         super().__init__()
         self.branches = nn.ModuleDict()
         self._known: dict[str, _Branch] = {}
@@ -85,7 +88,7 @@ class MultiTask(nn.Module):
         """The names of the tasks."""
         return list(self._known)
 
-    def add(self, name: str, tuned: Task) -> None:
+    def add(self, name: str, tuned: TunedModel) -> None:
         """Takes one more task.
 
         Raises:

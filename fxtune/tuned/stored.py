@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fxtune.errors import CheckpointError
 from fxtune.saving import Checkpoint
 from fxtune.source import nearest
 from fxtune.tuned.ownership import place, tensors
@@ -30,38 +29,21 @@ def own_tensors(tuned: nn.Module, original: nn.Module) -> dict[str, Tensor]:
     return own
 
 
-def check_fits(tuned: nn.Module, checkpoint: Checkpoint) -> None:
-    """Refuses a checkpoint with weights that the tuned model lacks, without some that it has, or of other shapes.
-
-    Raises:
-        CheckpointError: the first of them.
-    """
-    state = _state(tuned)
-    found = _misfit(state, checkpoint.shapes)
-    if found is not None:
-        raise CheckpointError(
-            "the weights of this checkpoint are not those of its rules",
-            found=found,
-            where=str(checkpoint.path),
-            fix="the file is damaged, or was put together by hand: take it from where it was saved",
-        )
-
-
 def put(tuned: nn.Module, checkpoint: Checkpoint) -> None:
     """Puts a checkpoint's weights into a tuned model, all or none.
 
     Raises:
-        CheckpointError: they do not fit, or are not finite.
+        CheckpointError: the model lacks one of them, or they lack one of the model's, or one is of another shape, is
+            not finite, or of another kind.
     """
-    check_fits(tuned, checkpoint)
-    loaded, state = checkpoint.tensors(), _state(tuned)
+    state = _state(tuned)
+    found = _misfit(state, checkpoint.shapes)
+    if found is not None:
+        raise checkpoint.contradiction(found)
+    loaded = checkpoint.tensors()
     for name, tensor in loaded.items():
         if tensor.dtype.is_floating_point != state[name].dtype.is_floating_point:
-            raise CheckpointError(
-                "the weights of this checkpoint are not those of its rules",
-                found=f"`{name}` is of {tensor.dtype}, and {state[name].dtype} here",
-                where=str(checkpoint.path),
-            )
+            raise checkpoint.contradiction(f"`{name}` is of {tensor.dtype}, and {state[name].dtype} here")
     tuned.load_state_dict(loaded, strict=False)
 
 
