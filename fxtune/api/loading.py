@@ -61,17 +61,17 @@ def load(
 
 def _captured(model: nn.Module, checkpoint: Checkpoint, example_inputs: Any) -> Captured:
     origin = checkpoint.origin
-    known = example_inputs is None and origin.inputs is not None
+    known = origin.inputs if example_inputs is None else None
     try:
         return capture_of(
             model,
-            example_inputs=drawn(origin.inputs) if known and origin.inputs else example_inputs,
+            example_inputs=example_inputs if known is None else drawn(known),
             head=origin.head,
             num_classes=origin.num_classes,
             seed=0,
         )
     except InputError as error:
-        if not known:
+        if known is None:
             raise
         raise CheckpointError(
             "these tuners belong to a model of another structure",
