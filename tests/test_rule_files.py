@@ -23,7 +23,7 @@ from fxtune.view import view
 
 WIDTH, BLOCKS, SIZE = 32, 2, 10  # of both models, and m = P of the rules
 
-SHIPPED = sorted(rule_set.name for rule_set in rules.shipped())
+SHIPPED = sorted(rule_set.name for rule_set in rules.shipped() if rule_set.rules or rule_set.bypass)
 
 
 @functools.cache

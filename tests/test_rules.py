@@ -240,10 +240,15 @@ def test_a_missing_file_is_named():
 PUBLISHED = {  # methods in their original placement: the sites of their rules
     "adapter": ["ffn"],
     "adapter_houlsby": ["mha", "ffn"],
+    "adaptformer": ["ffn_residual"],
     "bitfit": ["biased"],
+    "full": [],
+    "linear": [],
     "lora": ["mha.q_proj, k_proj, v_proj"],
+    "mam_adapter": ["mha", "ffn"],
     "prefix": ["mha"],
     "prompt": ["mha"],
+    "ssf": ["convolution", "norm", "linear"],
     "vpt_deep": ["block"],
     "vpt_shallow": ["block"],
 }
@@ -277,7 +282,9 @@ def test_every_cell_of_table_2_is_a_rule_set():
         assert [(rule.at, rule.tuner) for rule in found[name].rules] == [(at, f"res_{tuner}") for at, tuner in cells]
         assert all(rule.settings.get("tokens", rule.settings.get("dim")) == 10 for rule in found[name].rules)
         assert "Res-Tuning" in found[name].about
-    assert all(rule_set.train == ("tuners", "head if any") and rule_set.about for rule_set in found.values())
+    trains = {"full": ("all",), "linear": ("head",)}
+    for name, rule_set in found.items():
+        assert rule_set.train == trains.get(name, ("tuners", "head if any")) and rule_set.about
     for name, targets in PUBLISHED.items():
         assert [rule.target for rule in found[name].rules] == targets
 

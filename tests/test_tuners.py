@@ -1,7 +1,7 @@
 """The tuners against formulas written in numpy, their weights against the published counts, and the registry."""
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import fxtune
 from fxtune import rules, tuners
 from fxtune.errors import RuleError
 from fxtune.tuners import Placement, registry
@@ -245,8 +246,9 @@ def test_settings_are_the_keyword_parameters():
         "scale": "none",
         "init": "zero",
         "activation": "gelu",
+        "dropout": 0.0,
     }
-    assert found["scale"][0] == Literal["none", "scalar", "channel", "gate"]
+    assert get_args(found["scale"][0])[0] == Literal["none", "scalar", "channel", "gate"]
 
 
 @pytest.mark.parametrize(
@@ -305,7 +307,7 @@ def test_an_override_goes_to_every_rule_that_knows_it():
     ("name", "override", "complaint"),
     [
         ("dual_res", {"dmi": 3}, "did you mean 'dim'?"),
-        ("dual_res", {"tokens": 3}, "settings: activation, dim, init, scale"),
+        ("dual_res", {"tokens": 3}, "settings: activation, dim, dropout, init, scale"),
         ("dual_res", {"block": [3]}, "did you mean 'blocks'?"),
         ("dual_res", {"dim": 2.5}, "dim: found 2.5; expected a valid integer"),
         ("dual_res", {"blocks": 3}, "'first 3' or [3]"),
@@ -434,3 +436,35 @@ def test_what_is_no_tuner_is_refused(name, cls, complaint):
         tuners.tuner(name)(cls)
     assert complaint in str(error.value)
     assert tuners.names() == before
+
+
+def test_a_scale_may_be_a_number_and_the_bottleneck_drops_out():
+    place = Placement(8, 2, "ffn")
+    module = tuners.build("res_adapter", {"scale": 4.0, "init": "xavier", "dropout": 0.5}, place, seed=0)
+    plain = tuners.build("res_adapter", {"init": "xavier"}, place, seed=0)
+    x = torch.randn(2, 5, 8)
+    assert list(module.state_dict()) == list(plain.state_dict())  # a number is no weight
+    torch.testing.assert_close(module.eval()(x), 4 * plain.eval()(x))
+    assert not torch.equal(module.train()(x), module(x))
+    with pytest.raises(RuleError, match="scale"):
+        tuners.build("res_adapter", {"scale": float("nan")}, place)
+
+
+def test_ssf_against_its_formula():
+    module, y = tuners.build("ssf", {}, Placement(8, 2, "ffn"), seed=0), torch.randn(2, 5, 8)
+    expected = module.scale * y + module.shift
+    torch.testing.assert_close(y + module(y), expected)
+    torch.testing.assert_close(module.in_sequence(y), expected)
+    assert count(module) == 2 * 8 and abs(module.scale.mean() - 1) < 0.1 and 0 < module.shift.abs().max() < 0.2
+
+
+def test_ssf_reads_what_an_operation_gives():
+    model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8))
+    rule = {"at": "linear", "insert": "ssf"}
+    with pytest.raises(RuleError, match=r"(?s)what an operation gives.*reads: output"):
+        fxtune.apply(model, {"rules": [rule]}, example_inputs=(torch.randn(2, 8),))
+    tuned = fxtune.apply(model, {"rules": [rule | {"reads": "output"}]}, example_inputs=(torch.randn(2, 8),), seed=0)
+    first, second = (tuner for name, tuner in tuned.named_modules() if name.endswith("ssf") or "linear_ssf_" in name)
+    x = torch.randn(3, 8)
+    hidden = torch.nn.functional.gelu(first.scale * model[0](x) + first.shift)
+    torch.testing.assert_close(tuned(x), second.scale * model[2](hidden) + second.shift)

@@ -43,8 +43,8 @@ class _Method:
     asked: bool = False
 
 
-_FULL = _Method("full", {"train": ["all"]}, {"batchnorm": "track"}, asked=True)
-_LINEAR = _Method("linear", {"train": ["head"]})
+_FULL = _Method("full", "full", {"batchnorm": "track"}, asked=True)
+_LINEAR = _Method("linear", "linear")
 _LORA = _Method("lora", "lora")
 
 

@@ -55,7 +55,7 @@ def load(
     patch = recipe.plan(captured.graph)[1]
     _check_size(patch, checkpoint)
     tuned = build(model, captured, recipe, patch, origin)
-    put(tuned, checkpoint)
+    put(tuned, model, checkpoint)
     return tuned
 
 

@@ -19,7 +19,7 @@ from fxtune.planning.place import Places
 from fxtune.planning.training import trained_names
 from fxtune.planning.trunk import check_reached
 from fxtune.rules import Rule, RuleSet
-from fxtune.tuners import Placement, refusal, spans_sites
+from fxtune.tuners import Placement, reads_output, refusal, spans_sites
 
 
 def plan(
@@ -83,6 +83,13 @@ class _Planner:
         reason = refusal(rule.tuner, rule.target)
         if reason is not None:
             raise PlanError(f"{rule.tuner} does not go on {rule.target}", found=reason, where=where)
+        if reads_output(rule.tuner) and rule.reads == "input":
+            raise RuleError(
+                f"{rule.tuner} changes what an operation gives, and this rule lets it read what it is given",
+                found="reads: input, which holds where nothing is said",
+                where=where,
+                fix="write `reads: output` in the rule",
+            )
         choice: Choice = choose(rule, self.sites, where)
         text = f"{rule.target} <- {rule.tuner}({', '.join(f'{k}={v}' for k, v in rule.settings.items())})"
         insertions = self._insertions(rule, choice.sites, number, where)

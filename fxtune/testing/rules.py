@@ -35,8 +35,9 @@ def rule_files(
         fixed: settings that every tuner which has them is given: ``{"init": "zero"}``.
     """
     names = tuners.shipped() if inserts is None else inserts
-    pairs = [(name, kind) for name in names for kind in at if _stands(name, kind)]
-    rule = st.sampled_from(pairs).flatmap(lambda pair: _rule(*pair, blocks, fixed or {}))
+    kinds = {name: stands for name in names if (stands := [kind for kind in at if _stands(name, kind)])}
+    pairs = st.sampled_from(sorted(kinds)).flatmap(lambda name: st.tuples(st.just(name), st.sampled_from(kinds[name])))
+    rule = pairs.flatmap(lambda pair: _rule(*pair, blocks, fixed or {}))
     listed = st.lists(rule, min_size=1, max_size=3).map(_one_in_the_softmax)
     return st.fixed_dictionaries(
         {"fxtune": st.just(1), "name": st.just("drawn"), "rules": listed},
@@ -79,12 +80,15 @@ def _rule(name: str, kind: str, blocks: int | None, fixed: Mapping[str, Any]) ->
     # A few settings are refused on one kind of site only; the tuner itself knows.
     settings = st.fixed_dictionaries(given, optional=free).filter(lambda values: _builds(name, kind, values))
     insert = st.fixed_dictionaries({name: settings})
+    needed = {"at": st.just(kind), "insert": insert}
     more: dict[str, st.SearchStrategy[Any]] = {}
-    if not _in_softmax(name, kind):
+    if tuners.reads_output(name):
+        needed["reads"] = st.just("output")
+    elif not _in_softmax(name, kind):
         more["reads"] = st.sampled_from(["input", "output"])
     if blocks is not None and not tuners.spans_sites(name):  # which takes all blocks between its first and its last
         more["where"] = _where(blocks)
-    return st.fixed_dictionaries({"at": st.just(kind), "insert": insert}, optional=more)
+    return st.fixed_dictionaries(needed, optional=more)
 
 
 def _builds(name: str, kind: str, settings: Mapping[str, Any]) -> bool:

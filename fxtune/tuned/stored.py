@@ -23,21 +23,22 @@ def own_tensors(tuned: nn.Module, original: nn.Module) -> dict[str, Tensor]:
     seen = set()
     for name, tensor in _state(tuned).items():
         key = place(tensor) if tensor.numel() else name
-        if key not in seen and (_belongs(name, tensor) or _moved(tensor, theirs.get(name))):
+        own_one = _is_tuners(name) or tensor.requires_grad or _moved(tensor, theirs.get(name))
+        if key not in seen and own_one:
             own[name] = tensor
             seen.add(key)
     return own
 
 
-def put(tuned: nn.Module, checkpoint: Checkpoint) -> None:
-    """Puts a checkpoint's weights into a tuned model, all or none.
+def put(tuned: nn.Module, original: nn.Module, checkpoint: Checkpoint) -> None:
+    """Puts a checkpoint's weights into a new tuned model of the original, all or none.
 
     Raises:
         CheckpointError: the model lacks one of them, or they lack one of the model's, or one is of another shape, is
             not finite, or of another kind.
     """
     state = _state(tuned)
-    found = _misfit(state, checkpoint.shapes)
+    found = _misfit(state, dict(tensors(original)), checkpoint.shapes)
     if found is not None:
         raise checkpoint.contradiction(found)
     loaded = checkpoint.tensors()
@@ -47,7 +48,9 @@ def put(tuned: nn.Module, checkpoint: Checkpoint) -> None:
     tuned.load_state_dict(loaded, strict=False)
 
 
-def _misfit(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def _misfit(
+    state: Mapping[str, Tensor], theirs: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> str | None:
     for name, shape in shapes.items():
         if name not in state:
             near = nearest(name, state, 1)
@@ -58,8 +61,8 @@ def _misfit(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) 
     missing = [
         name
         for name, tensor in state.items()
-        if _belongs(name, tensor) and tensor.numel() and place(tensor) not in there
-    ]
+        if tensor.numel() and place(tensor) not in there and (_is_tuners(name) or _moved(tensor, theirs.get(name)))
+    ]  # of the original's own weights those were stored that trained
     return f"nothing for `{missing[0]}` and {len(missing) - 1} more" if missing else None
 
 
@@ -68,8 +71,8 @@ def _state(tuned: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _belongs(name: str, tensor: Tensor) -> bool:
-    return _TUNERS in name.split(".") or tensor.requires_grad
+def _is_tuners(name: str) -> bool:
+    return _TUNERS in name.split(".")
 
 
 def _moved(tensor: Tensor, theirs: Tensor | None) -> bool:

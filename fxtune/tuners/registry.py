@@ -15,7 +15,8 @@ A tuner is an ``nn.Module`` whose ``forward(x)`` maps tokens (B, N, D) to what i
 
 Its settings are its keyword-only parameters. Each needs a type that YAML can say (int, float, bool, str, Literal, list
 or dict of these; ``Annotated`` constraints of pydantic hold) and a default. With ``maps_widths = True`` it reads tokens
-of `place.width_in` channels and returns tokens of `place.width`.
+of `place.width_in` channels and returns tokens of `place.width`. With ``reads_output = True`` its rules must say
+``reads: output``.
 
 Each further way in which it can be attached to the graph is a method over the same weights:
 
@@ -122,6 +123,15 @@ def maps_widths(name: str) -> bool:
         RuleError: no tuner is called so; the closest names.
     """
     return find(name).maps_widths
+
+
+def reads_output(name: str) -> bool:
+    """Whether the tuner `name` makes sense only of an operation's output.
+
+    Raises:
+        RuleError: no tuner is called so; the closest names.
+    """
+    return bool(getattr(find(name).cls, "reads_output", False))
 
 
 def joins_rows(name: str) -> bool:

@@ -21,11 +21,12 @@ class ResAdapter(nn.Module):
     Args:
         place: where it goes; D is its width.
         dim: m, the width of the bottleneck.
-        scale: s. A scalar and channel factors start at 1.
+        scale: s. A scalar and channel factors start at 1; a number stays what it is.
         init: `zero` (W_up and b_up zero: the untrained model stays bit-equal to the original) or `xavier` as in the
             public release (Xavier-uniform weights, biases of N(0, 1e-6)). W_down, b_down are drawn like the latter
             either way.
         activation: φ.
+        dropout: of φ's result, in training.
     """
 
     def __init__(
@@ -36,10 +37,11 @@ class ResAdapter(nn.Module):
         scale: ScaleKind = "none",
         init: Literal["zero", "xavier"] = "zero",
         activation: Literal["gelu", "relu"] = "gelu",
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ) -> None:
         super().__init__()
         self.down = nn.Linear(place.width, dim)
-        self.activation = _ACTIVATIONS[activation]()
+        self.activation = nn.Sequential(_ACTIVATIONS[activation](), nn.Dropout(dropout))
         self.up = nn.Linear(dim, place.width)
         self.scale = make_scale(scale, place.width)
         _xavier(self.down)

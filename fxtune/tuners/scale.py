@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-ScaleKind = Literal["none", "scalar", "channel", "gate"]
-"""No scale; one factor; one factor a channel; a factor a sample, computed from the output itself."""
+ScaleKind = Literal["none", "scalar", "channel", "gate"] | Annotated[float, Field(strict=True, allow_inf_nan=False)]
+"""No scale; one factor; one factor a channel; a factor a sample, computed from the output itself; or a fixed number."""
 
 
 def make_scale(kind: ScaleKind, width: int, *, start: float = 1.0) -> nn.Module:
@@ -22,6 +23,19 @@ def make_scale(kind: ScaleKind, width: int, *, start: float = 1.0) -> nn.Module:
             return Factor(width, start)
         case "gate":
             return Gate(width)
+        case number:
+            return Fixed(number)
+
+
+class Fixed(nn.Module):
+    """``s x``, without weights."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
 
 
 class Factor(nn.Module):

@@ -1,0 +1,41 @@
+"""``ssf``: a factor and a shift for each channel, SSF (Lian et al., NeurIPS 2022)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fxtune.tuners.placement import Placement
+from fxtune.tuners.registry import tuner
+
+
+@tuner("ssf")
+class Ssf(nn.Module):
+    """``s ⊙ y + t`` in the place of an operation's output y, or ``(s - 1) ⊙ y + t`` added to it; 2D weights.
+
+    s is drawn from N(1, 0.02), t from N(0, 0.02), as in the paper's code. Its rule must read the output.
+
+    Args:
+        place: where it goes; D is its width.
+    """
+
+    reads_output: ClassVar[bool] = True
+
+    def __init__(self, place: Placement) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.empty(place.width))
+        self.shift = nn.Parameter(torch.empty(place.width))
+        nn.init.normal_(self.scale, mean=1.0, std=0.02)
+        nn.init.normal_(self.shift, std=0.02)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Tokens (B, N, D), the operation's output, to what is added to it, (B, N, D)."""
+        z: Tensor = (self.scale - 1) * y.to(self.scale.dtype) + self.shift
+        return z.to(y.dtype)
+
+    def in_sequence(self, y: Tensor) -> Tensor:
+        """Original form: a layer behind the operation, (B, N, D) to what goes on in its place."""
+        z: Tensor = self.scale * y.to(self.scale.dtype) + self.shift
+        return z.to(y.dtype)
