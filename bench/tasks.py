@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import fxtune
+from fxtune.tuned import one_capture
 from timing import paired
 
 IMAGES = 8
@@ -37,10 +38,11 @@ def _row(
     at_most: float,
     **options: Any,
 ) -> dict[str, Any]:
-    tasks = {
-        f"task_{i}": fxtune.apply(model, "res_bypass", seed=i, example_inputs=((), inputs), **options)
-        for i in range(count)
-    }
+    with one_capture():
+        tasks = {
+            f"task_{i}": fxtune.apply(model, "res_bypass", seed=i, example_inputs=((), inputs), **options)
+            for i in range(count)
+        }
     many = fxtune.multitask(model, tasks)
     separate_s, together_s, ratio = paired(_separate(model, inputs, count), _together(many, inputs), rounds)
     return {"what": what, "separate_s": separate_s, "together_s": together_s, "ratio": ratio, "ratio_at_most": at_most}
