@@ -10,7 +10,7 @@ from torch import nn
 
 from fxtune.digests import digest_of
 from fxtune.errors import CheckpointError
-from fxtune.splitting import flatten, operation
+from fxtune.splitting import flatten, lines_of
 from fxtune.tracing import Region
 
 
@@ -30,9 +30,7 @@ class Backbone(BaseModel):
 
 def computing_of(root: Region) -> tuple[str, ...]:
     """What a captured model computes, node by node."""
-    graph = flatten(root)
-    place = {node: f"%{i}" for i, node in enumerate(graph.nodes)}
-    return tuple(f"{place[node]} = {operation(node, root, place)}" for node in graph.nodes)
+    return tuple(lines_of(flatten(root), root))
 
 
 def weights_of(model: nn.Module) -> dict[str, str]:

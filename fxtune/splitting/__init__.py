@@ -3,7 +3,7 @@
 from fxtune.splitting.cut import TUNERS
 from fxtune.splitting.flat import flatten
 from fxtune.splitting.kinds import only_rearranges, takes_part
-from fxtune.splitting.reading import operation, structure_of, tensors_of
+from fxtune.splitting.reading import lines_of, operation, structure_of, tensors_of
 from fxtune.splitting.split import Features, Split, has_bypass, over, split
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Split",
     "flatten",
     "has_bypass",
+    "lines_of",
     "only_rearranges",
     "operation",
     "over",

@@ -13,8 +13,13 @@ from fxtune.tracing import Region
 
 def structure_of(half: Region) -> str:
     """What a half computes, a line for each node, with numbers for names."""
-    place = {node: f"%{i}" for i, node in enumerate(half.graph.nodes)}
-    return "\n".join(f"{place[node]} = {operation(node, half, place)}" for node in half.graph.nodes)
+    return "\n".join(lines_of(half.graph, half))
+
+
+def lines_of(graph: fx.Graph, root: nn.Module) -> Iterator[str]:
+    """What each node of a flat graph over a module computes, with numbers for names."""
+    place = {node: f"%{i}" for i, node in enumerate(graph.nodes)}
+    return (f"{place[node]} = {operation(node, root, place)}" for node in graph.nodes)
 
 
 def operation(node: fx.Node, half: nn.Module, place: Mapping[fx.Node, str]) -> str:

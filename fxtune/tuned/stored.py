@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from fxtune.saving import Checkpoint
 from fxtune.source import nearest
+from fxtune.splitting import TUNERS
 from fxtune.tuned.ownership import place, tensors
-
-_TUNERS = "tuners"
 
 
 def own_tensors(tuned: nn.Module, original: nn.Module) -> dict[str, Tensor]:
@@ -72,7 +71,7 @@ def _state(tuned: nn.Module) -> dict[str, Tensor]:
 
 
 def _is_tuners(name: str) -> bool:
-    return _TUNERS in name.split(".")
+    return TUNERS in name.split(".")
 
 
 def _moved(tensor: Tensor, theirs: Tensor | None) -> bool:
