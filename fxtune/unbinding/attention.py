@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fxtune.unbinding.kernels import Kernel, kernel_for
 from fxtune.unbinding.masks import HIDDEN, additive, dead_rows, four_axes, with_causal
-from fxtune.unbinding.precision import as_autocast, no_autocast, wide
+from fxtune.unbinding.precision import as_autocast, exact, large, no_autocast, wide
 
 
 def attention_with_lse(
@@ -42,6 +42,9 @@ def attention_with_lse(
     (which casts as for `scaled_dot_product_attention`), on meta and fake tensors, in `torch.compile` without graph
     breaks, and in `torch.export`, as one operator where a kernel is used.
 
+    On a CPU, float32 attention whose logits may be beyond 16 is computed in float64 by the same kernel, at twice its
+    time: of larger logits float32 rounds away more than the few eps by which this form may be worse than another.
+
     Args:
         q: B x H x N x d.
         k: B x Hkv x S x d; H is a multiple of Hkv, and query heads in a row share a key head.
@@ -52,8 +55,9 @@ def attention_with_lse(
         dropout_p: probability that a weight is dropped; the log-sum-exp is that of all logits.
 
     Returns:
-        The output, B x H x N x dv in q's dtype, and the log-sum-exp, B x H x N in float32 at least. A query that sees
-        no key has the output 0 and the log-sum-exp -inf, without NaN in any gradient.
+        The output, B x H x N x dv in q's dtype, and the log-sum-exp, B x H x N in float32 at least (in float64 for
+        float32 on a CPU). A query that sees no key has the output 0 and the log-sum-exp -inf, without NaN in any
+        gradient.
     """
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     q, k, v, mask = as_autocast(q, k, v, mask)  # type: ignore[assignment]
@@ -90,7 +94,7 @@ def _plain(
         total = total.masked_fill(dead, 1.0)
         lse = (top + total.log()).masked_fill(dead, HIDDEN).squeeze(-1)
         out = F.dropout(weights / total, dropout_p) @ v.to(dtype)
-    return out.to(q.dtype), lse
+    return out.to(q.dtype), lse.to(exact(q))
 
 
 # ---- the fused path as one operator ----------------------------------------------------------------------------------
@@ -105,7 +109,7 @@ def _attention(
 
 @_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    return heads_inside(q, v.shape[-1]), q.new_empty(q.shape[:3], dtype=wide(q.dtype))
+    return heads_inside(q, v.shape[-1]), q.new_empty(q.shape[:3], dtype=exact(q))
 
 
 @torch.library.custom_op("fxtune::attention_with_lse_backward", mutates_args=())
@@ -164,12 +168,24 @@ def fused_forward(
 ) -> tuple[Tensor, Tensor]:
     """Output and log-sum-exp by the kernel that takes this attention; rows that see nothing as the kernels should."""
     if q.numel() == 0 or k.shape[2] == 0:  # kernels divide by the number of keys
-        return heads_inside(q, v.shape[-1]).zero_(), q.new_full(q.shape[:3], HIDDEN, dtype=wide(q.dtype))
-    out, lse = _kernel(q, k, v, mask, causal).forward(_dense(q), _dense(k), _dense(v), _bias(mask, q), causal, scale)
+        return heads_inside(q, v.shape[-1]).zero_(), q.new_full(q.shape[:3], HIDDEN, dtype=exact(q))
+    out, lse = _by_kernel(q, k, v, mask, causal, scale)
     dead = dead_rows(mask, causal, q.shape[2], k.shape[2])
     if dead is not None and (dead.device.type != "cpu" or dead.any()):  # elsewhere asking would wait for the device
         out, lse = out.masked_fill(dead.unsqueeze(-1), 0.0), lse.masked_fill(dead, HIDDEN)
     return as_heads_inside(out), lse.contiguous()
+
+
+def _by_kernel(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Output and log-sum-exp as a kernel gives them, in float64 where float32 would round the logits too coarsely."""
+    coarse = exact(q) is not wide(q.dtype) and large(q, k, mask, scale)
+    dtype, bias = exact(q) if coarse else q.dtype, _bias(mask, q)
+    read_q, read_k, read_v = (_dense(x).to(dtype) for x in (q, k, v))
+    added = None if bias is None else bias.to(dtype)
+    out, lse = _kernel(q, k, v, mask, causal).forward(read_q, read_k, read_v, added, causal, scale)
+    return out.to(q.dtype), lse.to(exact(q))
 
 
 def fused_backward(
@@ -192,6 +208,7 @@ def fused_backward(
     if q.numel() == 0 or k.shape[2] == 0:
         return heads_inside(q).zero_(), heads_inside(k).zero_(), heads_inside(v).zero_()
     kernel = _kernel(q, k, v, mask, causal)
+    lse = lse.to(wide(q.dtype))
     lse = lse.masked_fill(lse == HIDDEN, -HIDDEN)  # exp(-inf - inf) = 0: no NaN where nothing is seen
     width = v.shape[-1]
     if grad_lse is not None:

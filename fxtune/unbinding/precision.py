@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import torch
 from torch import Tensor
@@ -13,14 +14,33 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+LARGE = 16.0
+"""Logits up to which float32 rounds to a few eps of the output, whatever the order of a product's sums."""
+
+
 def exact(q: Tensor) -> torch.dtype:
-    """The dtype of the logits on a prefix: float64 for float32 on a CPU, where its few keys cost little.
+    """The dtype of log-sum-exps and of the logits on a prefix: float64 for float32 on a CPU, where they cost little.
 
     In float32 both forms are as good as their logits, which matrix products of different shapes do not round alike.
-    With these exact, the unbound form has left the errors of the model's own logits, and the original form has those
-    too.
+    With these exact, the unbound form has left the errors of the model's own logits, which are as exact where they are
+    `large`.
     """
     return torch.float64 if q.dtype is torch.float32 and q.device.type == "cpu" else wide(q.dtype)
+
+
+def large(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> bool:
+    """Whether logits that matter to a softmax may be beyond `LARGE`.
+
+    Products are bounded by the Cauchy-Schwarz inequality; of an additive mask each row's largest value counts, for
+    keys that are far below it have no weight.
+    """
+    longest = (float(torch.linalg.vector_norm(x, dim=-1).amax()) for x in (q, k))
+    if math.prod(longest) * abs(scale) > LARGE:
+        return True
+    if mask is None or mask.dtype is torch.bool:
+        return False
+    top = mask.amax(-1)
+    return bool(((top.abs() > LARGE) & (top > torch.finfo(mask.dtype).min)).any())
 
 
 def as_autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

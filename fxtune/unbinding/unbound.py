@@ -72,7 +72,8 @@ def _unbound(
         share, keep, lam, lse_pre = shares(q, lse, k_pre, scale)
         kept = out.to(keep.dtype).mul_(keep.unsqueeze(-1))
         mixed = add_from_prefix(kept, share, v_pre, q).to(q.dtype)
-    return as_heads_inside(mixed), lam.contiguous(), torch.logaddexp(lse, lse_pre).contiguous(), share.contiguous()
+    both = torch.logaddexp(lse.to(lse_pre.dtype), lse_pre)
+    return as_heads_inside(mixed), lam.contiguous(), both.contiguous(), share.contiguous()
 
 
 @_unbound.register_fake
