@@ -1,6 +1,7 @@
 """The catalogue of methods: each applies where it must, trains, changes nothing else, and comes back from disk."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +15,15 @@ TOKENS = ["adapter", "prefix", "lora", "dual_res", "tri_res"]
 MUST_APPLY = {
     "vit": [*EVERYWHERE, *TOKENS, "adapter_houlsby", "vpt_shallow", "vpt_deep", "adaptformer", "mam_adapter"],
     "bert": [*EVERYWHERE, *TOKENS, "adapter_houlsby", "vpt_shallow", "vpt_deep", "adaptformer", "mam_adapter"],
-    "convnext": [*EVERYWHERE, "single_adapter_block"],
-    "resnet": [*EVERYWHERE, "single_adapter_block"],
-    "unet": ["full", "bitfit", "ssf", "res_bypass", *TOKENS, "prompt"],
+    "convnext": [*EVERYWHERE, "single_adapter_block", "lora"],
+    "resnet": [*EVERYWHERE, "single_adapter_block", "lora"],
+    "unet": ["full", "bitfit", "ssf", "res_bypass", *TOKENS, "prompt", "lora on convolutions"],
 }
+OWN: dict[str, Any] = {"lora on convolutions": {"rules": [{"at": "convolution", "insert": {"lora": {"rank": 4}}}]}}
+"""Rules that are not shipped."""
 RATES = {"full": 1e-3, "ssf": 0.03, "bitfit": 0.03, "prefix": 0.1, "prompt": 0.1, "vpt_shallow": 0.3, "vpt_deep": 0.1}
 """A factor, a bias or a row changes little by itself, and a whole network much."""
+MUST_APPLY["vit"] += ["convpass"]  # what needs patches
 CELLS = [(family, method) for family, methods in MUST_APPLY.items() for method in methods]
 
 
@@ -30,7 +34,7 @@ def test_every_cell_trains_and_comes_back(family: str, method: str, tmp_path: Pa
     model, known = awake(family), FAMILIES[family]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     inputs = known.inputs(8)
-    tuned = fxtune.apply(model, method, seed=1, example_inputs=((), inputs)).train()
+    tuned = fxtune.apply(model, OWN.get(method, method), seed=1, example_inputs=((), inputs)).train()
     head = tuned.get_submodule(known.head)
     if method != "linear":
         head.requires_grad_(False)

@@ -55,7 +55,8 @@ class Computed(nn.Module):
 
 
 def applied(model: nn.Module, inserts: list[str], **more: Any) -> nn.Module:
-    rules = {"fxtune": 1, "name": "t", "rules": [{"at": "linear", "insert": insert} for insert in inserts]}
+    settings = {"lora": {"lora": {"rank": 3}}, "bitfit": "bitfit"}
+    rules = {"fxtune": 1, "name": "t", "rules": [{"at": "linear", "insert": settings[insert]} for insert in inserts]}
     inputs = (torch.randn(2, 5, 8, dtype=torch.float64),)
     return fxtune.apply(model, rules, example_inputs=inputs, dtype=torch.float64, **more).eval()
 

@@ -153,7 +153,7 @@ def merged(model: nn.Module, tuned: nn.Module, operations: dict[str, Operation])
             continue
         weight = weights[str(operation.weights.weight)].data
         rank = len(state[f"{path}.A"])
-        update = 7.5 / rank * state[f"{path}.B"] @ state[f"{path}.A"]
+        update = 7.5 / rank * state[f"{path}.B"] @ state[f"{path}.A"].flatten(1)
         update = update.T if operation.weights.layout == "in x out" else update
         weight += update.reshape(weight.shape)
     return model

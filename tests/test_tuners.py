@@ -261,7 +261,7 @@ def test_settings_are_the_keyword_parameters():
         ("res_adapter", {"scale": "chanel"}, "'none', 'scalar', 'channel' or 'gate'"),
         ("res_prompt", {"init": "zero"}, "`scale: scalar`"),
         ("res_adaptor", {}, "the closest names are res_adapter"),
-        ("unheard_of", {}, "the tuners are bitfit, lora, res_adapter, res_prefix, res_prompt"),
+        ("unheard_of", {}, "the tuners are bitfit, convpass, lora, res_adapter, res_prefix, res_prompt"),
     ],
 )
 def test_bad_settings_are_refused(name, settings, complaint):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from fxtune.matching.edges import port
 from fxtune.matching.matcher import Solution
-from fxtune.matching.site import Operation, WeightLayout, Weights
+from fxtune.matching.site import Convolution, Operation, WeightLayout, Weights
 from fxtune.view import Value, View
-from fxtune.vocabulary import CAST
+from fxtune.vocabulary import CAST, RENAMED
 
 _STATE = frozenset({"param", "buffer"})
 _NOT_COMPUTED = _STATE | {"input", "opaque"}
@@ -32,7 +33,32 @@ def is_operation(view: View, node: int) -> bool:
 
 def read_operation(view: View, node: int) -> Operation:
     """The operation at a node of the view."""
-    return Operation(node, view.op(node), _weights(view, node))
+    convolution = _convolution(view, node)
+    maps = None if convolution is None else (port(view, view.uses(node)[0].value, 1), port(view, node, 1))
+    return Operation(node, view.op(node), _weights(view, node), convolution, maps)
+
+
+def _convolution(view: View, node: int) -> Convolution | None:
+    """How a convolution goes over its map; None of what is none, or is transposed."""
+    value = view.values[node]
+    if RENAMED.get(value.op) != "conv" or view.attrs(node)["transposed"]:
+        return None
+    given = _arguments(value)
+    kernel = tuple(int(side) for side in given["weight"].shape[2:])
+
+    def each(name: str, default: int) -> tuple[int, ...]:
+        sizes = given.get(name, default)
+        listed = [int(size) for size in sizes] if isinstance(sizes, list | tuple) else [int(sizes)]
+        return tuple(listed * len(kernel) if len(listed) == 1 else listed)
+
+    padding = given.get("padding", 0)
+    return Convolution(
+        kernel=kernel,
+        stride=each("stride", 1),
+        padding=padding if isinstance(padding, str) else each("padding", 0),
+        dilation=each("dilation", 1),
+        groups=int(given.get("groups", 1)),
+    )
 
 
 def _weights(view: View, node: int) -> Weights | None:

@@ -100,6 +100,25 @@ class Weights:
 
 
 @dataclass(frozen=True)
+class Convolution:
+    """How a convolution goes over its map: one number for each axis of positions.
+
+    Attributes:
+        kernel: sides of the kernel.
+        stride: steps.
+        padding: zeros on either side, or `same` or `valid`.
+        dilation: steps inside of the kernel.
+        groups: g; each part of C/g channels gives D/g.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+
+
+@dataclass(frozen=True)
 class Operation:
     """The one operation that a site is.
 
@@ -108,11 +127,15 @@ class Operation:
         op: its canonical name: linear, conv, layer_norm, ...
         weights: its own weights; None where it has none, or where its weight is computed, such as a part of a larger
             one, or a computed bias is more than a number a channel.
+        convolution: how a convolution goes over its map, one of kernel 1 too, whose name is linear; else None.
+        maps: what it itself reads, B x C x positions, and gives, B x D x positions.
     """
 
     value: int
     op: str
     weights: Weights | None
+    convolution: Convolution | None = None
+    maps: tuple[Port, Port] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from fxtune.planning.attach import Form
 from fxtune.planning.bypass import BypassPlan, Level, Stem, Transition
-from fxtune.planning.edits import After, Beside, Bias, Core, Edit, InWeights, Prompted, Value
+from fxtune.planning.edits import After, Beside, Bias, Core, Edit, InWeights, Note, OnGrid, Prompted, Value
 from fxtune.planning.head import last_linear
 from fxtune.planning.patch import Insertion, Patch, RulePlan
 from fxtune.planning.plan import plan
@@ -18,6 +18,8 @@ __all__ = [
     "InWeights",
     "Insertion",
     "Level",
+    "Note",
+    "OnGrid",
     "Patch",
     "Prompted",
     "RulePlan",

@@ -10,6 +10,9 @@ from fxtune.errors import PlanError, RuleError
 from fxtune.matching import Attention, Port, Site, Sites
 from fxtune.planning.core import core_edit
 from fxtune.planning.edits import After, Beside, Edit, Value
+from fxtune.planning.ends import ends_of
+from fxtune.planning.grids import Grids
+from fxtune.planning.notes import grid_edit
 from fxtune.planning.place import Places
 from fxtune.planning.prompted import Prompts, prompts_at, prompts_through
 from fxtune.planning.storage import Overwritten
@@ -34,7 +37,7 @@ class Attachments:
 
     def __init__(self, sites: Sites, places: Places, form: Form) -> None:
         self.sites, self.places, self.form = sites, places, form
-        self.overwritten = Overwritten(sites.view)
+        self.overwritten, self.grids = Overwritten(sites.view), Grids(sites.view)
         self._cores: dict[tuple[str, str], str] = {}
 
     def at(self, rule: Rule, site: Site, where: str) -> Attachment:
@@ -99,23 +102,24 @@ class Attachments:
             )
 
     def _beside(self, rule: Rule, site: Site) -> Attachment:
-        port = _read(rule, site)
+        ends = ends_of(rule, site, self.grids)
         self._check_memory(rule, site)
-        source, output = self.places.meeting(site, port)
+        source, output = self.places.meeting(site, ends.read, ends.output)
         # The output itself is followed by the sum: whatever overwrote it overwrites the sum instead.
-        copied = port is not site.output and port.value in self.overwritten
-        edit = Beside(_value(source.node, port, copied), _value(output.node, site.output))
-        return Attachment(output.region, edit, {"width_in": port.width})
+        copied = ends.read is not ends.output and ends.read.value in self.overwritten
+        grid = ends.grid and grid_edit(ends.grid, self.grids, self.sites.view, self.places, source, site)
+        edit = Beside(_value(source.node, ends.read, copied), _value(output.node, ends.output), ends.method, grid)
+        return Attachment(output.region, edit, ends.facts)
 
     def _after(self, rule: Rule, site: Site) -> Attachment:
         self._check_memory(rule, site)
-        _, output = self.places.meeting(site, site.output)
+        _, output = self.places.meeting(site, site.output, site.output)
         return Attachment(output.region, After(_value(output.node, site.output)), {"width_in": site.width})
 
     def _in_weights(self, rule: Rule, site: Site) -> Attachment:
-        port = _read(rule, site)
-        _, output = self.places.meeting(site, port)
-        return Attachment(output.region, in_weights_edit(self.sites.view, self.places, site), {"width_in": port.width})
+        ends = ends_of(rule, site, self.grids)
+        _, output = self.places.meeting(site, ends.read, ends.output)
+        return Attachment(output.region, in_weights_edit(self.sites.view, self.places, site), ends.facts)
 
     def _check_memory(self, rule: Rule, site: Site) -> None:
         reader = self.overwritten.reader_elsewhere(site.output.value)
@@ -126,23 +130,6 @@ class Attachments:
                 f"read at {reader.place()}",
                 fix="choose other sites (`where:`), or let the model's code copy the value before it overwrites it",
             )
-
-
-def _read(rule: Rule, site: Site) -> Port:
-    """Where input and output differ in shape, the tuner reads the output (definitions, section 3).
-
-    A tuner that maps between widths reads the input whatever its width.
-    """
-    same_width = site.input.width == site.output.width or maps_widths(rule.tuner)
-    same_positions = site.input.positions == site.output.positions
-    if rule.reads == "input" and maps_widths(rule.tuner) and not same_positions:
-        raise PlanError(
-            f"{rule.tuner} cannot go on the {site.kind} at `{site.path}`",
-            found=f"{site.input.positions} positions at its input and {site.output.positions} at its output",
-            fix="choose sites that keep the positions apart (`where:`), or let the rule read the output "
-            "(`reads: output`)",
-        )
-    return site.input if rule.reads == "input" and same_width and same_positions else site.output
 
 
 def _facts(attention: Attention, width: int) -> dict[str, int]:

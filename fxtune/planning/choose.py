@@ -30,6 +30,8 @@ def choose(rule: Rule, sites: Sites, where: str) -> Choice:
         MatchError: the rule chooses nothing of what there is, or less than it expects, with the near misses; or it
             names blocks that there are not.
     """
+    if rule.unless is not None and (others := sites.of(rule.unless, where=where)):
+        return Choice((), f"the model has {len(others)} {rule.unless}, and the rule is for models without")
     known = sites.of(rule.at, on=rule.on, where=where)
     if not known and not rule.required and rule.expect is None:
         return Choice((), f"the model has no {rule.target}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fxtune.matching import WeightLayout
+from fxtune.view import Tap
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,48 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Note:
+    """How the sizes of a map come to where they are read.
+
+    Attributes:
+        tap: where the map stands.
+        out: the calls by which regions hand them out: each the calling region and the fx node of the call.
+        into: the calls by which regions then take them in, likewise.
+    """
+
+    tap: Tap
+    out: tuple[Tap, ...]
+    into: tuple[Tap, ...]
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """Tokens that are the positions of a map, behind others.
+
+    Attributes:
+        prefix: how many others.
+        sizes: height and width of the map; a note of them where they change with the image.
+    """
+
+    prefix: int
+    sizes: tuple[int, int] | Note
+
+
+@dataclass(frozen=True)
 class Beside:
-    """``output + tuner(source)`` (Res-Tuning, Eq. 7)."""
+    """``output + tuner(source)`` (Res-Tuning, Eq. 7).
+
+    Attributes:
+        source: what the tuner reads.
+        output: what its result is added to.
+        method: the tuner's method: `forward`, on tokens, or `on_map`.
+        grid: the map in the tokens, for `on_map` where they are read; None where maps are.
+    """
 
     source: Value
     output: Value
-
-    method: ClassVar[str] = "forward"
+    method: str = "forward"
+    grid: OnGrid | None = None
 
     def told(self, tuner: str) -> str:
         """The edit in a line."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import fx
 
 from fxtune.errors import PlanError
@@ -35,21 +37,36 @@ class Places:
         given = self.node(tap)
         return [Tap(path, p.name) for p, argument in zip(placeholders, reader.args, strict=True) if argument is given]
 
-    def meeting(self, site: Site, source: Port) -> tuple[Tap, Tap]:
-        """Taps in one region: of what a tuner reads, and of the site's output.
+    def callers(self, region: str) -> list[Tap]:
+        """The calls of a region, in the one around it; none of the root."""
+        parts = region.split(".") if region else []
+        outer = next((o for n in range(len(parts) - 1, -1, -1) if (o := ".".join(parts[:n])) in self._regions), None)
+        if outer is None:
+            return []
+        graph = self.root.get_submodule(outer).graph
+        assert isinstance(graph, fx.Graph)
+        called = (node for node in graph.nodes if node.op == "call_module")
+        return [Tap(outer, node.name) for node in called if join(outer, str(node.target)) == region]
+
+    @cached_property
+    def _regions(self) -> set[str]:
+        return {path for path, module in self.root.named_modules() if isinstance(module, fx.GraphModule)}
+
+    def meeting(self, site: Site, source: Port, output: Port) -> tuple[Tap, Tap]:
+        """Taps in one region: of what a tuner reads at a site, and of the output that it changes.
 
         The output may be taken further out than where it is computed as long as nothing reads it on the way.
 
         Raises:
             PlanError: no graph of the model has both values.
         """
-        for tap in self.ways_out(site.output.taps):
+        for tap in self.ways_out(output.taps):
             for other in source.taps:
                 if other.region == tap.region and (other == tap or self.node(other) < self.node(tap)):
                     return other, tap
         raise PlanError(
             f"no graph of the model holds both what the {site.kind} at `{site.path}` reads and what it gives",
-            found=f"reads {_list(source.taps)}; gives {_list(site.output.taps)}",
+            found=f"reads {_list(source.taps)}; gives {_list(output.taps)}",
             fix="let the rule read the output (`reads: output`), or choose other sites (`where:`)",
         )
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-from torch import fx
+from collections.abc import Sequence
 
 from fxtune.errors import PlanError
 from fxtune.matching import Port
 from fxtune.planning.bypass import Stem
 from fxtune.planning.place import Places
 from fxtune.planning.storage import Overwritten
-from fxtune.view import Tap, View, join
+from fxtune.view import Tap, View
 
 
 class Stems:
@@ -30,7 +28,6 @@ class Stems:
     def __init__(self, view: View, places: Places, ports: Sequence[Port], output: Port) -> None:
         self.view, self.places = view, places
         self._overwritten = Overwritten(view)
-        self._regions = {path for path, module in places.root.named_modules() if isinstance(module, fx.GraphModule)}
         self.region = self._home(ports, output)
 
     def stem(self, port: Port) -> Stem:
@@ -65,21 +62,9 @@ class Stems:
         calls: list[Tap] = []
         region = tap.region
         while region != self.region:
-            found = list(self._callers(region))
+            found = self.places.callers(region)
             if len(found) != 1:
                 return None
             calls.append(found[0])
             region = found[0].region
         return tuple(calls)
-
-    def _callers(self, region: str) -> Iterator[Tap]:
-        """The calls of a region, in the one around it."""
-        parts = region.split(".") if region else []
-        outer = next((o for n in range(len(parts) - 1, -1, -1) if (o := ".".join(parts[:n])) in self._regions), None)
-        if outer is None:
-            return
-        graph = self.places.root.get_submodule(outer).graph
-        assert isinstance(graph, fx.Graph)
-        for node in graph.nodes:
-            if node.op == "call_module" and join(outer, str(node.target)) == region:
-                yield Tap(outer, node.name)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import operator
 from functools import singledispatch
 
+import torch
 from torch import fx
 
 from fxtune.planning import After, Beside, Core, Insertion, InWeights, Prompted, Value
 from fxtune.rewriting.core import in_the_softmax
 from fxtune.rewriting.growing import Changes, Growing
-from fxtune.rewriting.layout import from_tokens, to_tokens
+from fxtune.rewriting.handing import hand_note
+from fxtune.rewriting.layout import from_grid, from_tokens, to_grid, to_points, to_tokens
 from fxtune.rewriting.prompted import put_rows
 from fxtune.rewriting.weights import tune_weights
 
@@ -26,7 +28,13 @@ def _beside(edit: Beside, insertion: Insertion, changes: Changes) -> None:
     growing = changes.region(insertion.region)
     before = growing.current(edit.output.node)
     readers = list(before.users)
-    branch = _on_tokens(growing, before, insertion.target, _read(edit, growing), edit.source, edit.output)
+    read = _read(edit, growing)
+    if edit.grid is not None:
+        sizes = edit.grid.sizes if isinstance(edit.grid.sizes, tuple) else hand_note(edit.grid.sizes, changes)
+        branch = _on_grid(growing, before, insertion.target, read, edit.grid.prefix, sizes)
+    else:
+        on = _on_map if edit.method == "on_map" else _on_tokens
+        branch = on(growing, before, insertion.target, read, edit.source, edit.output)
     total = growing.behind(branch, operator.add, (before, branch))
     growing.replace(edit.output.node, readers, total)
 
@@ -60,6 +68,26 @@ def _core(edit: Core, insertion: Insertion, changes: Changes) -> None:
 @carry_out.register
 def _prompted(edit: Prompted, insertion: Insertion, changes: Changes) -> None:
     put_rows(edit, insertion, changes)
+
+
+def _on_map(growing: Growing, at: fx.Node, tuner: str, read: fx.Node, source: Value, output: Value) -> fx.Node:
+    """The tuner on what it reads as a map, channels behind the batch."""
+    map = read if source.axis == 1 else (at := growing.behind(at, torch.movedim, (read, source.axis, 1)))
+    branch = growing.behind(at, tuner, (map,))
+    return branch if output.axis == 1 else growing.behind(branch, torch.movedim, (branch, 1, output.axis))
+
+
+def _on_grid(
+    growing: Growing, at: fx.Node, tuner: str, read: fx.Node, prefix: int, sizes: tuple[int, int] | fx.Node
+) -> fx.Node:
+    """The tuner on the map that tokens are; each token before it is a map of one position."""
+    grid = growing.behind(at, to_grid, (read, prefix, sizes))
+    branch = growing.behind(grid, tuner, (grid,))
+    points = None
+    if prefix:
+        points = growing.behind(branch, to_points, (read, prefix))
+        points = growing.behind(points, tuner, (points,))
+    return growing.behind(points or branch, from_grid, (branch, points))
 
 
 def _on_tokens(growing: Growing, at: fx.Node, tuner: str, read: fx.Node, source: Value, output: Value) -> fx.Node:

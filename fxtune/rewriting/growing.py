@@ -8,6 +8,8 @@ from types import MappingProxyType
 import torch
 from torch import fx, nn
 
+from fxtune.planning import Note
+
 Target = Callable[..., object] | str
 Arguments = tuple[object, ...]
 Keywords = Mapping[str, object]
@@ -19,6 +21,8 @@ class Changes:
     def __init__(self, root: fx.GraphModule) -> None:
         self._root = root
         self._regions: dict[str, Growing] = {}
+        self.notes: dict[Note, fx.Node] = {}
+        """Notes of sizes, where they are read."""
 
     def region(self, path: str) -> Growing:
         """The graph of the region at a module path."""

@@ -1,14 +1,17 @@
-"""Values of a region handed out to the regions around it."""
+"""Values of a region handed out to the regions around it, and in to those inside."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import fx
 
-from fxtune.planning import Stem
+from fxtune.planning import Note, Stem
 from fxtune.rewriting.growing import Changes, Growing
+from fxtune.rewriting.layout import size_note
+from fxtune.view import Tap, join
 
 
 def hand_out(stems: Sequence[Stem], changes: Changes) -> list[fx.Node]:
@@ -21,12 +24,44 @@ def hand_out(stems: Sequence[Stem], changes: Changes) -> list[fx.Node]:
     return [handed[id(stem)] if stem.calls else _read(stem, changes) for stem in stems]
 
 
+def hand_note(note: Note, changes: Changes) -> fx.Node:
+    """The node that holds a note of a map's sizes in the region where it is read."""
+    if note not in changes.notes:
+        if note.into:
+            *outside, call = note.into
+            before = hand_note(replace(note, into=tuple(outside)), changes)
+            changes.notes[note] = _taken_in(before, call, changes)
+        else:
+            growing = changes.region(note.tap.region)
+            map = growing.original(note.tap.node)
+            made = growing.behind(map, size_note, (map,))
+            made.meta["val"] = size_note(map.meta["val"])
+            changes.notes[note] = _out(made, growing, note.out, changes)
+    return changes.notes[note]
+
+
 def _handed(stem: Stem, changes: Changes) -> fx.Node:
-    node, growing = _read(stem, changes), changes.region(stem.tap.region)
-    for call in stem.calls:
+    return _out(_read(stem, changes), changes.region(stem.tap.region), stem.calls, changes)
+
+
+def _out(node: fx.Node, growing: Growing, calls: Sequence[Tap], changes: Changes) -> fx.Node:
+    """The node as the calling regions have it, each from the one inside."""
+    for call in calls:
         outer = changes.region(call.region)
         node, growing = _returned(node, growing, call.node, outer), outer
     return node
+
+
+def _taken_in(node: fx.Node, call: Tap, changes: Changes) -> fx.Node:
+    """The node as the region that is called has it: an input behind the others."""
+    called = changes.region(call.region).operation(call.node)
+    inner = changes.region(join(call.region, str(called.target)))
+    called.args = (*called.args, node)
+    *_, last = (own for own in inner.graph.nodes if own.op == "placeholder")
+    with inner.graph.inserting_after(last):
+        taken = inner.graph.placeholder(node.name)
+    taken.meta["val"] = node.meta.get("val")
+    return taken
 
 
 def _read(stem: Stem, changes: Changes) -> fx.Node:

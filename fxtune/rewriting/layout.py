@@ -1,4 +1,4 @@
-"""Tokens from any layout, and back: tuners compute on B x N x D."""
+"""Tokens or maps from any layout, and back: tuners compute on B x N x D, or on B x D x H x W."""
 
 from __future__ import annotations
 
@@ -15,3 +15,25 @@ def from_tokens(tokens: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Te
     """Tokens B x N x D in the shape of `like`, which has its channels on `axis`."""
     shape = like.movedim(axis, -1).shape
     return tokens.reshape(shape).movedim(-1, axis)
+
+
+def size_note(map: torch.Tensor) -> torch.Tensor:
+    """Height and width of a map B x D x h x w as those of an empty tensor, 0 x h x w, which holds no memory."""
+    return map.new_empty((0, *map.shape[2:]))
+
+
+def to_grid(tokens: torch.Tensor, prefix: int, sizes: tuple[int, int] | torch.Tensor) -> torch.Tensor:
+    """Tokens B x (prefix + h w) x D as the map B x D x h x w; the sizes as numbers or as a note of them."""
+    height, width = sizes.shape[1:] if isinstance(sizes, torch.Tensor) else sizes
+    return tokens[:, prefix:].mT.unflatten(2, (height, width))
+
+
+def to_points(tokens: torch.Tensor, prefix: int) -> torch.Tensor:
+    """The tokens before the grid as maps of one position each, (B prefix) x D x 1 x 1."""
+    return tokens[:, :prefix].flatten(0, 1)[:, :, None, None]
+
+
+def from_grid(map: torch.Tensor, points: torch.Tensor | None) -> torch.Tensor:
+    """The way back from both, to B x N x D."""
+    rows = map.flatten(2).mT
+    return rows if points is None else torch.cat([points.reshape(len(rows), -1, rows.shape[2]), rows], 1)

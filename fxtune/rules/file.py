@@ -59,6 +59,11 @@ class Rule(BaseModel):
         strict=True,
         description="whether a model without any match is an error; else the rule is skipped there",
     )
+    unless: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a pattern: the rule is skipped in a model that has sites of it, whatever else it asks for",
+    )
 
     @property
     def target(self) -> str:

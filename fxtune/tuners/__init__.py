@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from fxtune.tuners import (  # noqa: F401 - importing registers them
     bitfit,
+    convpass,
     lora,
     res_adapter,
     res_prefix,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxtune.errors import RuleError
+from fxtune.matching import Convolution
 from fxtune.tuners.placement import Placement
 from fxtune.tuners.registry import tuner
+
+_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+"""By the number of axes of positions."""
 
 
 @tuner("lora")
@@ -22,14 +26,19 @@ class Lora(nn.Module):
     A is r x D_in, Kaiming-uniform as in the paper's code; B is D x r and starts at zero, so the untrained model stays
     bit-equal to the original. On a fused map, of queries, keys and values say, there is one A and one B.
 
+    Beside a convolution A is one of its own shape from D_in to r channels, r x D_in/g x k x k for g groups, and B is a
+    convolution of kernel 1; r (k² D_in/g + D) weights. With one group they are PEFT's ``lora_A`` and ``lora_B``, the
+    latter without its last two axes. With more, all groups share A, so that B A has the shape of the weight and rank r,
+    whatever g is. (PEFT's A then reads all channels for every group, which is no change of the weight.)
+
     Args:
-        place: where it goes: a linear map from D_in to D channels, or a unit of several operations.
-        rank: r.
+        place: where it goes: a linear map from D_in to D channels, a convolution, or a unit of several operations.
+        rank: r, at most that of the layer's own weight as a matrix, D x (k² D_in/g).
         alpha: numerator of the factor s; r when left out, which makes s = 1.
         dropout: of x, in training. A sum of weights can have none: the two forms agree where it is off.
 
     Raises:
-        RuleError: the place is a single operation and no linear map.
+        RuleError: the place is a single operation of another kind, or the rank is larger than the layer's.
     """
 
     maps_widths: ClassVar[bool] = True
@@ -43,10 +52,14 @@ class Lora(nn.Module):
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ) -> None:
         super().__init__()
-        _check_linear(place)
+        _check_operation(place)
+        self.convolution = place.convolution
+        groups, kernel = (self.convolution.groups, self.convolution.kernel) if self.convolution else (1, ())
+        reads = (place.width_in // groups, *kernel)
+        _check_rank(rank, place, math.prod(reads))
         self.factor = 1.0 if alpha is None else alpha / rank
         self.dropout = nn.Dropout(dropout)
-        self.A = nn.Parameter(torch.empty(rank, place.width_in))
+        self.A = nn.Parameter(torch.empty(rank, *reads))
         self.B = nn.Parameter(torch.zeros(place.width, rank))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
@@ -56,26 +69,59 @@ class Lora(nn.Module):
         z = self.factor * F.linear(F.linear(z, self.A), self.B)
         return z.to(x.dtype)
 
+    def on_map(self, x: Tensor) -> Tensor:
+        """A map (B, D_in, H, W), or of other positions, to what is added to the convolution's, (B, D, H', W')."""
+        assert self.convolution is not None
+        z: Tensor = self.dropout(x.to(self.A.dtype))
+        if self.convolution.groups == 1:
+            thin = _convolve(z, self.A, self.convolution)
+            z = self.factor * _CONVOLVE[thin.dim() - 2](thin, self.B.unflatten(1, (-1, *(1 for _ in thin.shape[2:]))))
+        else:
+            # Each group would have r maps of its own between A and B: their product is smaller.
+            z = self.factor * _convolve(z, self._product(self.B.dtype), self.convolution)
+        return z.to(x.dtype)
+
     def in_weights(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Original form: the product added to the weight, ``W + s B A``.
 
         Args:
-            weight: W, D x D_in.
+            weight: W, D x D_in; of a convolution D x D_in/g x k x k.
             bias: of the map, D, or None; it stays as it is.
 
         Returns:
             The two tensors to compute with, in the dtype of W; the sum is taken in the wider dtype.
         """
         wide = torch.promote_types(weight.dtype, self.A.dtype)
-        update = self.factor * (self.B.to(wide) @ self.A.to(wide))
+        update = self.factor * self._product(wide).reshape(weight.shape)
         return (weight.to(wide) + update).to(weight.dtype), bias
 
+    def _product(self, dtype: torch.dtype) -> Tensor:
+        """B A, in the shape of the layer's weight."""
+        product = self.B.to(dtype) @ self.A.to(dtype).flatten(1)
+        return product.unflatten(1, self.A.shape[1:])
 
-def _check_linear(place: Placement) -> None:
-    if place.operation not in ("", "linear"):
+
+def _convolve(x: Tensor, weight: Tensor, like: Convolution) -> Tensor:
+    convolve: Any = _CONVOLVE[len(like.kernel)]
+    made: Tensor = convolve(x, weight, None, like.stride, like.padding, like.dilation, like.groups)
+    return made
+
+
+def _check_operation(place: Placement) -> None:
+    if place.operation not in ("", "linear") and place.convolution is None:
         raise RuleError(
-            f"The tuner 'lora' goes on linear maps, not on {place.operation!r}",
+            f"The tuner 'lora' goes on linear maps and on the input of convolutions, not on {place.operation!r}",
             found=f"the {place.kind} at `{place.path}` is one operation, {place.operation}",
-            fix="choose sites with `at: linear`, or name linear lines of a unit with `on:`; a convolution is linear "
-            "where its kernel and stride are 1 and it has no padding or groups",
+            fix="choose sites with `at: linear` or `at: convolution` (not a transposed one), or name linear lines of a "
+            "unit with `on:`; leave `reads: output` out",
+        )
+
+
+def _check_rank(rank: int, place: Placement, columns: int) -> None:
+    largest = min(place.width, columns)
+    if rank > largest:
+        raise RuleError(
+            f"The tuner 'lora' cannot have rank {rank} here",
+            found=f"the weight of the {place.kind} at `{place.path}`, as a matrix, is {place.width} x {columns}",
+            fix=f"rank: {largest} is the largest that it can have",
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fxtune.matching import Convolution
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -26,6 +28,13 @@ class Placement:
     """Key and value heads of the attention in which the tuner takes part, as its projections give them."""
     head_dim: int = 0
     """Width of one of them; 0 where the tuner takes part in no attention."""
+    grid: tuple[int, ...] = ()
+    """Height and width of the map whose positions the tokens are, in the example where images may be of any size; of a
+    tuner on maps that reads tokens."""
+    prefix: int = 0
+    """How many tokens stand before them: class, distillation, registers."""
+    convolution: Convolution | None = None
+    """Kernel, stride, padding, dilation and groups of the convolution whose map the tuner reads; else None."""
 
     def __post_init__(self) -> None:
         if self.width_in == 0:

@@ -22,6 +22,8 @@ Each further way in which it can be attached to the graph is a method over the s
 
 =============================  =======================================================================================
 ``forward(x)``                 unbound: the result is added to the operation's output
+``on_map(x)``                  unbound, beside a class's `forward` or without one, as told below: the result, a map, is
+                               added to the operation's output
 ``in_sequence(y)``             original, where the rule says ``reads: output``: the result replaces the output
 ``in_weights(weight, bias)``   original, at a single operation: it computes with the two tensors that are returned
                                (a linear map's weight is D x D_in; a bias that the model computes comes as its value;
@@ -30,6 +32,15 @@ Each further way in which it can be attached to the graph is a method over the s
 causal, scale, dropout)``      with λ, B x H x N, for `gates`; q is B x H x N x d, k and v B x Hkv x S x d
 ``attend_original(...)``       original, at an attention: the result alone
 =============================  =======================================================================================
+
+A class that has `on_map` and no `forward` computes on maps, B x D x H x W to B x D x H x W. Where a site has tokens it
+is given the map whose positions they are, and the tokens before that (a class token, say) as maps of one position; how
+the two stand in the sequence is read from the dataflow and told as `place.grid` and `place.prefix`. A site without a
+grid is refused.
+
+A class that has both and `maps_widths = True` goes beside a convolution with `on_map`, and elsewhere with `forward`.
+`place.convolution` tells kernel, stride, padding, dilation and groups: it maps what the convolution reads,
+B x D_in x H x W (or other positions), to what is added to its output, B x D x H' x W'.
 
 A tuner whose `prompts` (P x D) join the sequence as rows derives from `RowsInSoftmax`.
 """
@@ -181,7 +192,7 @@ def _entry(name: str, cls: Any) -> Entry:
     taken = _entries.get(name)
     if taken and (taken.cls.__module__, taken.cls.__qualname__) != (cls.__module__, cls.__qualname__):
         raise refuse(f"the name is taken by {taken.cls!r}", "choose another name")
-    if cls.forward is nn.Module.forward and not hasattr(cls, "attend"):
+    if cls.forward is nn.Module.forward and not hasattr(cls, "attend") and not hasattr(cls, "on_map"):
         raise refuse("it has no forward", "define forward(self, x), tokens (B, N, D) to tokens (B, N, D)")
     refuses = getattr(cls, "refuses", {})
     if not isinstance(refuses, Mapping) or not all(isinstance(text, str) for pair in refuses.items() for text in pair):

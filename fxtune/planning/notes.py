@@ -1,0 +1,63 @@
+"""The grid of tokens as an edit names it: two numbers, or a note of them where they change with the image."""
+
+from __future__ import annotations
+
+from fxtune.errors import PlanError
+from fxtune.matching import Site
+from fxtune.planning.edits import Note, OnGrid
+from fxtune.planning.grids import Grid, Grids
+from fxtune.planning.place import Places
+from fxtune.view import Tap, View
+
+
+def grid_edit(grid: Grid, grids: Grids, view: View, places: Places, read: Tap, site: Site) -> OnGrid:
+    """How a tuner that reads tokens at `read` comes to know their grid.
+
+    Raises:
+        PlanError: the tokens have another grid in another call of the same layer; or the sizes of the map, which
+            change with the image, cannot come there.
+    """
+    others = [grids.of(id) for id in view.tapped[read] if id != site.input.value]
+    if any(not _same(grid, other) for other in others) or (others and not grid.fixed):
+        raise _refused(site, "its layer is called several times, with other grids or with images of any size")
+    if grid.fixed:
+        return OnGrid(grid.prefix, (grid.height, grid.width))
+    taps = view.values[grid.map].taps
+    if not taps:
+        raise _refused(site, f"its map is computed inside a module that is kept whole: {view.values[grid.map].place()}")
+    return OnGrid(grid.prefix, _note(taps[0], read.region, places, site))
+
+
+def _same(grid: Grid, other: Grid | str) -> bool:
+    return isinstance(other, Grid) and (grid.prefix, grid.height, grid.width, grid.fixed) == (
+        other.prefix, other.height, other.width, other.fixed,
+    )  # fmt: skip
+
+
+def _note(tap: Tap, region: str, places: Places, site: Site) -> Note:
+    """The way out of the map's region to the innermost one around both, and in again."""
+    out, into = _calls(tap.region, places, site), _calls(region, places, site)
+    while out and into and out[-1] == into[-1]:
+        out.pop()
+        into.pop()
+    return Note(tap, tuple(out), tuple(reversed(into)))
+
+
+def _calls(region: str, places: Places, site: Site) -> list[Tap]:
+    """The calls from the root to a region, the innermost first."""
+    calls: list[Tap] = []
+    while region:
+        callers = places.callers(region)
+        if len(callers) != 1:
+            raise _refused(site, f"`{region}` is called {len(callers)} times, with images of any size")
+        calls += callers
+        region = callers[0].region
+    return calls
+
+
+def _refused(site: Site, found: str) -> PlanError:
+    return PlanError(
+        f"the grid of the tokens at the {site.kind} at `{site.path}` is not known there",
+        found=found,
+        fix="choose other sites (`where:`), or a model for images of one size",
+    )
