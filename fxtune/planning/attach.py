@@ -107,8 +107,12 @@ class Attachments:
         source, output = self.places.meeting(site, ends.read, ends.output)
         # The output itself is followed by the sum: whatever overwrote it overwrites the sum instead.
         copied = ends.read is not ends.output and ends.read.value in self.overwritten
-        grid = ends.grid and grid_edit(ends.grid, self.grids, self.sites.view, self.places, source, site)
-        edit = Beside(_value(source.node, ends.read, copied), _value(output.node, ends.output), ends.method, grid)
+        edit = Beside(
+            source=_value(source.node, ends.read, copied),
+            output=_value(output.node, ends.output),
+            method=ends.method,
+            grid=None if ends.grid is None else grid_edit(ends.grid, self.grids, self.places, source, site),
+        )
         return Attachment(output.region, edit, ends.facts)
 
     def _after(self, rule: Rule, site: Site) -> Attachment:

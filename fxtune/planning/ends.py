@@ -43,14 +43,15 @@ def ends_of(rule: Rule, site: Site, grids: Grids) -> Ends:
     operation = site.operation
     if rule.reads == "input" and operation and operation.maps and _maps_maps(rule.tuner):
         read, output = operation.maps
-        facts = {"width_in": read.width, "convolution": operation.convolution}
-        return Ends(read, output, "on_map", None, facts)
+        told = {"width_in": read.width, "convolution": operation.convolution}
+        return Ends(read, output, "on_map", None, told)
     read = _read(rule, site)
     if offers(rule.tuner, "forward"):
         return Ends(read, site.output, facts={"width_in": read.width})
     grid = _grid(rule, site, read, grids)
-    sizes = (grid.height, grid.width) if grid else ()
-    facts = {"width_in": read.width, "prefix": grid.prefix if grid else 0, "grid": sizes}
+    facts: dict[str, Any] = {"width_in": read.width}
+    if grid is not None:
+        facts |= {"prefix": grid.prefix, "grid": (grid.height, grid.width)}
     return Ends(read, site.output, "on_map", grid, facts)
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fxtune.errors import PlanError
 from fxtune.matching import Site
 from fxtune.planning.edits import Note, OnGrid
 from fxtune.planning.grids import Grid, Grids
 from fxtune.planning.place import Places
-from fxtune.view import Tap, View
+from fxtune.view import Tap
 
 
-def grid_edit(grid: Grid, grids: Grids, view: View, places: Places, read: Tap, site: Site) -> OnGrid:
+def grid_edit(grid: Grid, grids: Grids, places: Places, read: Tap, site: Site) -> OnGrid:
     """How a tuner that reads tokens at `read` comes to know their grid.
 
     Raises:
         PlanError: the tokens have another grid in another call of the same layer; or the sizes of the map, which
             change with the image, cannot come there.
     """
-    others = [grids.of(id) for id in view.tapped[read] if id != site.input.value]
-    if any(not _same(grid, other) for other in others) or (others and not grid.fixed):
+    view = grids.view
+    calls = [grids.of(id) for id in view.tapped[read]]
+    if any(not _same(grid, other) for other in calls) or (len(calls) > 1 and not grid.fixed):
         raise _refused(site, "its layer is called several times, with other grids or with images of any size")
     if grid.fixed:
         return OnGrid(grid.prefix, (grid.height, grid.width))
@@ -29,9 +32,7 @@ def grid_edit(grid: Grid, grids: Grids, view: View, places: Places, read: Tap, s
 
 
 def _same(grid: Grid, other: Grid | str) -> bool:
-    return isinstance(other, Grid) and (grid.prefix, grid.height, grid.width, grid.fixed) == (
-        other.prefix, other.height, other.width, other.fixed,
-    )  # fmt: skip
+    return isinstance(other, Grid) and replace(other, map=grid.map) == grid
 
 
 def _note(tap: Tap, region: str, places: Places, site: Site) -> Note:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import operator
 from functools import singledispatch
 
-import torch
 from torch import fx
 
 from fxtune.planning import After, Beside, Core, Insertion, InWeights, Prompted, Value
 from fxtune.rewriting.core import in_the_softmax
 from fxtune.rewriting.growing import Changes, Growing
 from fxtune.rewriting.handing import hand_note
-from fxtune.rewriting.layout import from_grid, from_tokens, to_grid, to_points, to_tokens
+from fxtune.rewriting.layout import from_grid, from_map, from_tokens, to_grid, to_map, to_points, to_tokens
 from fxtune.rewriting.prompted import put_rows
 from fxtune.rewriting.weights import tune_weights
 
@@ -72,9 +71,9 @@ def _prompted(edit: Prompted, insertion: Insertion, changes: Changes) -> None:
 
 def _on_map(growing: Growing, at: fx.Node, tuner: str, read: fx.Node, source: Value, output: Value) -> fx.Node:
     """The tuner on what it reads as a map, channels behind the batch."""
-    map = read if source.axis == 1 else (at := growing.behind(at, torch.movedim, (read, source.axis, 1)))
+    map = read if source.axis == 1 else (at := growing.behind(at, to_map, (read, source.axis)))
     branch = growing.behind(at, tuner, (map,))
-    return branch if output.axis == 1 else growing.behind(branch, torch.movedim, (branch, 1, output.axis))
+    return branch if output.axis == 1 else growing.behind(branch, from_map, (branch, output.axis))
 
 
 def _on_grid(

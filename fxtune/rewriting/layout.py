@@ -17,6 +17,16 @@ def from_tokens(tokens: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Te
     return tokens.reshape(shape).movedim(-1, axis)
 
 
+def to_map(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """B x ... x D x ... with the channels on `axis` as a map B x D x ...."""
+    return x.movedim(axis, 1)
+
+
+def from_map(map: torch.Tensor, axis: int) -> torch.Tensor:
+    """A map with its channels on `axis`."""
+    return map.movedim(1, axis)
+
+
 def size_note(map: torch.Tensor) -> torch.Tensor:
     """Height and width of a map B x D x h x w as those of an empty tensor, 0 x h x w, which holds no memory."""
     return map.new_empty((0, *map.shape[2:]))
@@ -25,7 +35,8 @@ def size_note(map: torch.Tensor) -> torch.Tensor:
 def to_grid(tokens: torch.Tensor, prefix: int, sizes: tuple[int, int] | torch.Tensor) -> torch.Tensor:
     """Tokens B x (prefix + h w) x D as the map B x D x h x w; the sizes as numbers or as a note of them."""
     height, width = sizes.shape[1:] if isinstance(sizes, torch.Tensor) else sizes
-    return tokens[:, prefix:].mT.unflatten(2, (height, width))
+    rows = tokens[:, prefix:].mT
+    return rows.reshape(*rows.shape[:2], height, width)
 
 
 def to_points(tokens: torch.Tensor, prefix: int) -> torch.Tensor:

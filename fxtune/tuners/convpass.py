@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -48,8 +48,9 @@ class Convpass(nn.Module):
             nn.init.dirac_(self.conv.weight)
         else:
             nn.init.xavier_uniform_(self.conv.weight)
-        for zero in (self.down.bias, self.conv.bias, self.up.weight, self.up.bias):
-            nn.init.zeros_(zero)
+        zero: list[Any] = [self.down.bias, self.conv.bias, self.up.weight, self.up.bias]
+        for weight in zero:
+            nn.init.zeros_(weight)
 
     def on_map(self, x: Tensor) -> Tensor:
         """A map (B, D, H, W) to what is added to the operation's output, (B, D, H, W)."""

@@ -75,7 +75,9 @@ class Lora(nn.Module):
         z: Tensor = self.dropout(x.to(self.A.dtype))
         if self.convolution.groups == 1:
             thin = _convolve(z, self.A, self.convolution)
-            z = self.factor * _CONVOLVE[thin.dim() - 2](thin, self.B.unflatten(1, (-1, *(1 for _ in thin.shape[2:]))))
+            z = self.factor * _CONVOLVE[thin.dim() - 2](
+                thin, self.B.reshape(*self.B.shape, *(1 for _ in thin.shape[2:]))
+            )
         else:
             # Each group would have r maps of its own between A and B: their product is smaller.
             z = self.factor * _convolve(z, self._product(self.B.dtype), self.convolution)
@@ -98,7 +100,7 @@ class Lora(nn.Module):
     def _product(self, dtype: torch.dtype) -> Tensor:
         """B A, in the shape of the layer's weight."""
         product = self.B.to(dtype) @ self.A.to(dtype).flatten(1)
-        return product.unflatten(1, self.A.shape[1:])
+        return product.reshape(-1, *self.A.shape[1:])
 
 
 def _convolve(x: Tensor, weight: Tensor, like: Convolution) -> Tensor:
