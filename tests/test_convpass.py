@@ -13,9 +13,9 @@ import torchvision
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.layers.hybrid_embed import HybridEmbed
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
-from timm.models.vision_transformer_hybrid import HybridEmbed
 from torch import Tensor, nn
 
 import fxtune
@@ -93,7 +93,7 @@ def test_it_starts_as_its_paper_says() -> None:
     assert sum(tensor.numel() for tensor in state.values()) == 2 * 50 * 3 + 9 * 3 * 3 + 2 * 3 + 50
     assert 0.9 * (6 / 53) ** 0.5 < tuner.down.weight.abs().max() <= (6 / 53) ** 0.5
     z = torch.randn(2, 3, 4, 5)
-    assert torch.equal(tuner.conv(z), z)
+    assert torch.allclose(tuner.conv(z), z, atol=1e-6)
     for dtype in (torch.float32, torch.bfloat16):
         added = tuner(torch.randn(2, 50, 4, 5, dtype=dtype))
         assert added.dtype == dtype and not added.any()
@@ -125,8 +125,7 @@ def timm_vit(**settings: Any) -> nn.Module:
 def hybrid() -> nn.Module:
     """Tokens of a small convolutional network's map."""
     backbone = nn.Sequential(nn.Conv2d(3, 6, 3, stride=4, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True))
-    backbone.feature_info = [{"num_chs": 6, "reduction": 4}]  # type: ignore[assignment]
-    return timm_vit(embed_layer=lambda **k: HybridEmbed(backbone, feature_size=(8, 12), **k), patch_size=2)
+    return timm_vit(embed_layer=lambda **settings: HybridEmbed(backbone, **settings), patch_size=2)
 
 
 def torchvision_vit() -> nn.Module:
@@ -140,9 +139,8 @@ def torchvision_vit() -> nn.Module:
 def hf(kind: str, **more: Any) -> Callable[[], nn.Module]:
     def built() -> nn.Module:
         config = getattr(transformers, f"{kind}Config")(
-            hidden_size=24, num_attention_heads=2, num_hidden_layers=2, intermediate_size=40, image_size=[32, 48],
-            patch_size=8, **more
-        )  # fmt: skip
+            hidden_size=24, num_attention_heads=2, num_hidden_layers=2, patch_size=8, **more
+        )
         model: nn.Module = getattr(transformers, f"{kind}Model")(config)
         return model
 
@@ -221,8 +219,8 @@ def test_it_stands_beside_each_branch_of_a_vision_transformer(name: str) -> None
     tuned = fxtune.apply(model, RULES, example_inputs=(x,), dtype=torch.float64, seed=0).eval()
     own = in_order(model, tuned, x)
     assert len(own) == 4
-    with torch.no_grad():
-        assert torch.equal(tuned(x), model(x))
+    with torch.no_grad():  # torchvision's attention computes by a shorter way in evaluation, a few bits off
+        close(tuned(x), model(x), 1e-14 if name == "torchvision" else 0.0)
     awaken(tuned)
     sizes = [(x.shape[2] // 8, x.shape[3] // 8)] + [(7, 2)] * (name == "any size")
     for rows, columns in sizes:
@@ -234,7 +232,11 @@ def test_it_stands_beside_each_branch_of_a_vision_transformer(name: str) -> None
 
 @pytest.mark.parametrize(
     ("kind", "more", "prefix"),
-    [("ViT", {}, 1), ("DeiT", {}, 2), ("Dinov2WithRegisters", {"num_register_tokens": 3, "mlp_ratio": 2}, 4)],
+    [
+        ("ViT", {"image_size": [32, 48], "intermediate_size": 40}, 1),
+        ("DeiT", {"image_size": [32, 48], "intermediate_size": 40}, 2),
+        ("Dinov2WithRegisters", {"image_size": 48, "num_register_tokens": 3, "mlp_ratio": 2}, 4),  # images of any size
+    ],
 )
 def test_it_knows_the_grid_of_other_libraries(kind: str, more: dict[str, Any], prefix: int) -> None:
     model = hf(kind, **more)().eval()
@@ -259,10 +261,12 @@ def test_a_tuned_vision_transformer_is_an_ordinary_model(name: str) -> None:
     lean = fxtune.apply(model, RULES, example_inputs=(x,), optimize=True).eval()
     lean.load_state_dict(tuned.state_dict())
     close(lean(x), output, 1e-5)
-    gradients = torch.autograd.grad(output.sum(), list(tuners(tuned).values()))
-    tuned.set_grad_checkpointing()
-    again = torch.autograd.grad(tuned.train(False)(x).sum(), list(tuners(tuned).values()))
-    assert all(torch.equal(one, other) for one, other in zip(gradients, again, strict=True))
+    both = []
+    for checkpointing in (False, True):
+        tuned.set_grad_checkpointing(checkpointing)
+        torch.manual_seed(0)
+        both.append(torch.autograd.grad(tuned.train()(x).sum(), list(tuners(tuned).values())))
+    assert all(torch.equal(one, other) for one, other in zip(*both, strict=True))
     assert tuned.strip() is model
 
 
@@ -333,7 +337,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Any, str, str]] = {
     "bert": (lambda: build("bert"), FAMILIES["bert"].inputs(2), "mha", "no map of a convolution is flattened"),
     "windows": (swin, {"x": image(32, 32).float()}, "mha", "no longer in rows of one sequence"),
     "patch dropout": (
-        lambda: timm_vit(patch_drop_rate=0.5).train(), {"x": image().float()}, "mha", "no map of a convolution"
+        lambda: timm_vit(patch_drop_rate=0.5).train(), {"x": image().float()}, "mha", "its tokens are a map's positions"
     ),
     **{
         order: (lambda order=order: Shuffled(order), {"x": image(16, 24).float()}, "ffn", found)

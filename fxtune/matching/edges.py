@@ -28,10 +28,16 @@ class Edges:
             value = reader
 
     def begin(self, value: int, path: str) -> int:
-        """The value as the unit's module is given it: before the layout and casts with which the unit begins."""
+        """The value as the unit's module is given it: before the layout and casts with which the unit begins.
+
+        What a module that is kept whole ends with, behind other steps, is its own: nothing before it can be read.
+        """
+        found = value
         while path and self.view.quiet.get(value) in ("layout", "cast") and self._inside(value, path):
             value = self.view.values[value].inputs()[0].id
-        return value
+            if self.view.values[value].taps or not self.view.values[found].taps:
+                found = value
+        return found
 
     def port(self, value: int, output: int) -> Port:
         """What can be read of a value; `output` tells its channel axis where its own operators don't."""

@@ -15,8 +15,8 @@ import sympy  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, fx
 
-from fxtune.view import Value, View, example_size
-from fxtune.vocabulary import CAST, DROPOUT, LAYOUT, PART, RENAMED
+from fxtune.view import Value, View, example_size, written
+from fxtune.vocabulary import CAST, DROPOUT, LAYOUT, PART, RENAMED, RESIZING
 
 _NONE = -1
 """The number of a token that is no position."""
@@ -68,7 +68,7 @@ class Grids:
         self._done = max(self._done, id + 1)
         numbers = self._numbers.get(id)
         if numbers is None:
-            return "no map of a convolution is flattened into its tokens"
+            return "no map of a convolution is flattened into its tokens, position by position"
         if len(self.view.values[id].shape) != 3 or _varying(numbers.of) != [1]:
             return "its tokens are a map's positions, but no longer in rows of one sequence for each image"
         return self._grid(id, numbers)
@@ -109,7 +109,7 @@ class Grids:
     def _moved(self, value: Value, known: list[Any]) -> Any:
         if value.target is operator.getitem:
             return known[0][value.args[1]]
-        if value.op in CAST or value.op in DROPOUT or value.op == "contiguous":
+        if value.op in CAST or value.op in DROPOUT or value.op == "contiguous" or _pads_nothing(value):
             return known[0]
         if value.op in LAYOUT or value.op in PART or value.op in _JOINING:
             return self._laid_out(value)
@@ -166,6 +166,12 @@ _ALONE = _names(
     """
 )
 """What computes each number alone, or a token, or a map, and leaves positions where they are."""
+
+
+def _pads_nothing(value: Value) -> bool:
+    return value.op in RESIZING - PART and list(map(written, value.shape)) == list(
+        map(written, value.inputs()[0].shape)
+    )
 
 
 def _varying(numbers: Tensor) -> list[int]:

@@ -39,8 +39,9 @@ def _moved(value: Value, axis: int) -> int | None:
     if value.op in ("transpose", "swapaxes", "swapdims"):
         first, second = (int(d) % rank for d in value.args[1:3])
         return {first: second, second: first}.get(axis, axis)
-    if value.op == "t":
-        return 1 - axis
+    if value.op in ("t", "mT", "mH", "adjoint"):
+        first, second = rank - 2, rank - 1
+        return {first: second, second: first}.get(axis, axis)
     return None
 
 
@@ -85,7 +86,7 @@ def _axis(value: Value, axes: dict[int, int]) -> int | None:
     if not inputs:
         return None
     source = inputs[0]
-    if value.op in ("permute", "transpose", "swapaxes", "swapdims", "t"):
+    if value.op in ("permute", "transpose", "swapaxes", "swapdims", "t", "mT", "mH", "adjoint"):
         return _moved(value, axes[source.id])
     if value.op in RESHAPING:
         return _reshaped(value, source, axes[source.id])
