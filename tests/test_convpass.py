@@ -190,10 +190,11 @@ def hooked(model: nn.Module, places: tuple[str, ...], own: Any, prefix: int, siz
 
     def add(norm: str, tuner: nn.Module) -> Any:
         def hook(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-            x = norms[norm]
-            tokens = [written_out(tuner, x[:, i, :, None, None]).flatten(1)[:, None] for i in range(prefix)]
-            grid = x[:, prefix:].permute(0, 2, 1).reshape(len(x), -1, *sizes)
-            return output + torch.cat([*tokens, written_out(tuner, grid).flatten(2).permute(0, 2, 1)], 1)
+            x, behind = norms[norm], prefix + sizes[0] * sizes[1]
+            alone = [written_out(tuner, x[:, i, :, None, None]).flatten(1)[:, None] for i in range(x.shape[1])]
+            grid = x[:, prefix:behind].permute(0, 2, 1).reshape(len(x), -1, *sizes)
+            together = written_out(tuner, grid).flatten(2).permute(0, 2, 1)
+            return output + torch.cat([*alone[:prefix], together, *alone[behind:]], 1)
 
         return hook
 
@@ -268,6 +269,22 @@ def test_a_tuned_vision_transformer_is_an_ordinary_model(name: str) -> None:
         both.append(torch.autograd.grad(tuned.train()(x).sum(), list(tuners(tuned).values())))
     assert all(torch.equal(one, other) for one, other in zip(*both, strict=True))
     assert tuned.strip() is model
+
+
+@pytest.mark.parametrize("order", [["vpt_shallow", "convpass"], ["convpass", "vpt_shallow"]], ids="+".join)
+@pytest.mark.parametrize("settings", [{}, {"class_token": False, "global_pool": "avg"}], ids=["class token", "none"])
+def test_prompts_are_no_positions(order: list[str], settings: dict[str, Any]) -> None:
+    """Rows that have joined the tokens behind the grid are maps of one position each, as the class token is."""
+    model, x = timm_vit(**settings).double().eval(), image()
+    tuned = fxtune.apply(model, order, example_inputs=(x,), dtype=torch.float64, tokens=2).eval()
+    awaken(tuned)
+    (prompts,) = (weight for name, weight in tuned.named_parameters() if name.endswith("prompts"))
+    reference: Any = hooked(model, TIMM, in_order(model, tuned, x), 0 if settings else 1, (4, 6))
+    reference.norm_pre.register_forward_hook(
+        lambda module, args, output: torch.cat([output, prompts.expand(len(output), -1, -1)], 1)
+    )
+    reference.blocks[-1].register_forward_hook(lambda module, args, output: output[:, :-2])
+    close(tuned(x).detach(), reference(x).detach(), 1e-12)
 
 
 @pytest.mark.parametrize("layout", [False, True], ids=["channels last", "channels first"])

@@ -79,14 +79,12 @@ def _on_map(growing: Growing, at: fx.Node, tuner: str, read: fx.Node, source: Va
 def _on_grid(
     growing: Growing, at: fx.Node, tuner: str, read: fx.Node, prefix: int, sizes: tuple[int, int] | fx.Node
 ) -> fx.Node:
-    """The tuner on the map that tokens are; each token before it is a map of one position."""
+    """The tuner on the map that tokens are; each other token is a map of one position."""
     grid = growing.behind(at, to_grid, (read, prefix, sizes))
-    branch = growing.behind(grid, tuner, (grid,))
-    points = None
-    if prefix:
-        points = growing.behind(branch, to_points, (read, prefix))
-        points = growing.behind(points, tuner, (points,))
-    return growing.behind(points or branch, from_grid, (branch, points))
+    others = growing.behind(grid, to_points, (read, prefix, grid))
+    branch = growing.behind(others, tuner, (grid,))
+    points = growing.behind(branch, tuner, (others,))
+    return growing.behind(points, from_grid, (branch, points, prefix, read))
 
 
 def _on_tokens(growing: Growing, at: fx.Node, tuner: str, read: fx.Node, source: Value, output: Value) -> fx.Node:

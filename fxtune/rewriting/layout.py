@@ -33,18 +33,24 @@ def size_note(map: torch.Tensor) -> torch.Tensor:
 
 
 def to_grid(tokens: torch.Tensor, prefix: int, sizes: tuple[int, int] | torch.Tensor) -> torch.Tensor:
-    """Tokens B x (prefix + h w) x D as the map B x D x h x w; the sizes as numbers or as a note of them."""
+    """Tokens B x N x D, of which h w behind the first `prefix` are positions, as the map B x D x h x w.
+
+    The sizes are numbers, or a note of them.
+    """
     height, width = sizes.shape[1:] if isinstance(sizes, torch.Tensor) else sizes
-    rows = tokens[:, prefix:].mT
+    rows = tokens.narrow(1, prefix, height * width).mT
     return rows.reshape(*rows.shape[:2], height, width)
 
 
-def to_points(tokens: torch.Tensor, prefix: int) -> torch.Tensor:
-    """The tokens before the grid as maps of one position each, (B prefix) x D x 1 x 1."""
-    return tokens[:, :prefix].flatten(0, 1)[:, :, None, None]
+def to_points(tokens: torch.Tensor, prefix: int, grid: torch.Tensor) -> torch.Tensor:
+    """The other tokens, before the grid or, if prompts have joined them, behind, as maps of one position each."""
+    behind = prefix + grid.shape[2] * grid.shape[3]
+    others = torch.cat([tokens[:, :prefix], tokens[:, behind:]], 1)
+    return others.flatten(0, 1)[:, :, None, None]
 
 
-def from_grid(map: torch.Tensor, points: torch.Tensor | None) -> torch.Tensor:
-    """The way back from both, to B x N x D."""
+def from_grid(map: torch.Tensor, points: torch.Tensor, prefix: int, like: torch.Tensor) -> torch.Tensor:
+    """The way back from both, to B x N x D as `like`."""
     rows = map.flatten(2).mT
-    return rows if points is None else torch.cat([points.reshape(len(rows), -1, rows.shape[2]), rows], 1)
+    others = points.reshape(like.shape[0], like.shape[1] - rows.shape[1], like.shape[2])
+    return torch.cat([others[:, :prefix], rows, others[:, prefix:]], 1)
