@@ -9,6 +9,7 @@ from typing import Any
 
 import peft
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -275,6 +276,18 @@ def test_the_shipped_rules_of_a_network_without_attention(family: str) -> None:
     inputs = FAMILIES[family].inputs(3)
     assert torch.equal(tuned.eval()(**inputs), model(**inputs))
     assert "the model has no mha" in str(tuned.report())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "mixer_s32_224"])
+def test_the_shipped_rules_of_larger_networks_without_attention(name: str) -> None:
+    """Whatever of convolutions and pointwise maps they have; neither a head nor a classifier's layers."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    patch = fxtune.inspect(model, "lora").patch
+    assert patch is not None
+    found = {i.site.path for i in patch.insertions}
+    layers = {path: m for path, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    assert found == {path for path in layers if not path.startswith(("fc", "head"))}
 
 
 @pytest.mark.parametrize("family", ["vit", "unet"])

@@ -309,7 +309,7 @@ def test_both_ends_have_their_tokens_in_one_order(before: list[int], behind: lis
         sizes[axis] = size
     x = torch.randn(sizes, dtype=torch.float64)
     model = model.double()
-    rules = {"train": ["tuners"], "rules": [{"at": "linear", "insert": "lora"}]}
+    rules = {"train": ["tuners"], "rules": [{"at": "linear", "insert": {"lora": {"rank": 2}}}]}
     tuned = fxtune.apply(model, rules, example_inputs=(x,), dtype=torch.float64)
     tuners = dict(tuned.named_parameters())
     (a,), (b,) = ([weight for key, weight in tuners.items() if key.endswith(f".{name}")] for name in "AB")

@@ -245,7 +245,7 @@ PUBLISHED = {  # methods in their original placement: the sites of their rules
     "convpass": ["mha", "ffn"],
     "full": [],
     "linear": [],
-    "lora": ["mha.q_proj, k_proj, v_proj", "convolution", "linear"],
+    "lora": ["mha.q_proj, k_proj, v_proj", "convolution", "pointwise"],
     "mam_adapter": ["mha", "ffn"],
     "prefix": ["mha"],
     "prompt": ["mha"],

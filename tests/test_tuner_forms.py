@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,7 +54,7 @@ def close(found: Tensor, expected: Tensor, bound: float) -> None:
 def assert_caught(check: Callable[..., None], faulty: type[nn.Module], *strategies: st.SearchStrategy[Any]) -> None:
     """The property fails for a class with a fault."""
 
-    @settings(report_multiple_bugs=False, database=None)
+    @settings(report_multiple_bugs=False, database=None, phases=[Phase.generate])
     @given(st.tuples(*strategies))
     def compare(drawn: tuple[Any, ...]) -> None:
         check(faulty, *drawn)
