@@ -8,14 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fxtune.api.drafting import Captured, Recipe, RulesLike, capture_of, rule_sets_for
+from fxtune.api.drafting import Captured, RulesLike, capture_of, rule_sets_for
 from fxtune.errors import PlanError
 from fxtune.inspection import outcomes
 from fxtune.names import resolve as resolve_model
 from fxtune.planning import Form, Patch
 from fxtune.saving import Made, Origin, computing_of, described, rule_files
 from fxtune.tracing import call_inputs
-from fxtune.tuned import Report, TunedModel
+from fxtune.tuned import Recipe, Report, TunedModel
 
 
 def apply(
@@ -130,6 +130,8 @@ def build(
         batchnorm=origin.batchnorm,
         inplace=inplace,
         made=Made(origin, computing),
+        tuners=patch.places,
+        folding=patch.folding,
     )
 
 

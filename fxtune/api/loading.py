@@ -10,13 +10,13 @@ from typing import Any, Literal
 from torch import nn
 
 from fxtune.api.applying import build, check_untuned
-from fxtune.api.drafting import Captured, Recipe, capture_of, rule_sets_for
+from fxtune.api.drafting import Captured, capture_of, rule_sets_for
 from fxtune.errors import CheckpointError, InputError
 from fxtune.inspection import counted
 from fxtune.names import resolve as resolve_model
 from fxtune.planning import Patch
 from fxtune.saving import Checkpoint, changed_weights, check_structure, computing_of, drawn, read, weights_of
-from fxtune.tuned import TunedModel, put
+from fxtune.tuned import Recipe, TunedModel, put
 
 
 def load(

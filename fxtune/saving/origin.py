@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from fxtune.rules import RuleFile, RuleSet
-from fxtune.saving.inputs import DtypeName, InputsSpec
+from fxtune.saving.inputs import DtypeName, InputsSpec, drawn
 
 
 class Origin(BaseModel):
@@ -34,6 +34,10 @@ class Origin(BaseModel):
         """The dtype of new weights."""
         found: torch.dtype = getattr(torch, self.dtype)
         return found
+
+    def example_inputs(self) -> Any:
+        """Inputs of the kinds that the model was captured with; None for the model card's."""
+        return None if self.inputs is None else drawn(self.inputs)
 
     def rule_data(self) -> list[dict[str, Any]]:
         """The rule sets as `apply` takes them."""
