@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fxtune.errors import CheckpointError
 from fxtune.interchange.adapter import Adapter, LowRank
-from fxtune.interchange.config import PeftConfig, not_carried, parse_config, read_config
+from fxtune.interchange.config import PeftConfig, parse_config, read_config
 from fxtune.interchange.formats import DIFFUSERS_WEIGHTS, PEFT_CONFIG, PEFT_WEIGHTS, file_in
 from fxtune.interchange.keys import DIFFUSERS_ENDS, DOWN, UP, check_plain, ending, shortened, unknown
 from fxtune.saving import check_finite, read_tensors, unreadable
@@ -128,7 +128,12 @@ def _scaled(factors: Mapping[str, tuple[Tensor, Tensor]], config: PeftConfig, pa
     try:
         rank_of, alpha_of = config.rank_of(), config.alpha_of()
     except ValueError as error:
-        raise not_carried(path, str(error)) from None
+        raise CheckpointError(
+            "this config has ranks or factors under a pattern that is not read",
+            found=str(error),
+            where=str(path.parent),
+            fix="write the paths of the modules in the place of the expression",
+        ) from None
     maps = {}
     for name, (down, up) in factors.items():
         rank, wanted = down.shape[0], rank_of(name)
