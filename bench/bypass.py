@@ -18,7 +18,8 @@ import fxtune
 from timing import in_turn, median, ratio
 
 BATCH, CLASSES = 8, 100
-METHODS = ("full", "linear", "lora", "bypass")
+METHODS = ("full", "lora", "linear", "bypass")
+"""In the order in which their steps are taken in a round: what is compared most closely stands side by side."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def measure(rounds: int) -> Iterator[dict[str, Any]]:
         inputs = case.inputs()
         models = dict(zip(METHODS, _models(case), strict=True))
         held = {method: held_bytes(model, inputs) for method, model in models.items()}
-        taken = in_turn({method: _step(model, inputs) for method, model in models.items()}, rounds)
+        steps = {method: _step(model, inputs) for method, model in models.items()}
+        taken = in_turn(steps, 3 * rounds if case.at_most else rounds)
         row: dict[str, Any] = {"what": f"bypass, {case.what}"}
         for method in METHODS:
             row |= {f"{method}_s": median(taken, method), f"{method}_mib": held[method] / 2**20}
@@ -96,11 +98,11 @@ def _models(case: Case) -> Iterator[nn.Module]:
     """The model in training by each method."""
     model = case.build()
     yield copy.deepcopy(model).train()
+    config = peft.LoraConfig(r=8, target_modules=list(case.lora), modules_to_save=[case.head])
+    yield peft.get_peft_model(copy.deepcopy(model), config).train()
     linear = copy.deepcopy(model).requires_grad_(False)
     linear.get_submodule(case.head).requires_grad_(True)
     yield linear.train()
-    config = peft.LoraConfig(r=8, target_modules=list(case.lora), modules_to_save=[case.head])
-    yield peft.get_peft_model(copy.deepcopy(model), config).train()
     yield fxtune.apply(model, "res_bypass", example_inputs=case.inputs()).train()
 
 
