@@ -191,6 +191,18 @@ def test_any_ranks_factors_and_places(data: st.DataObject, tmp_path: Path) -> No
     assert close(output(from_peft(model, tmp_path / "x"), "vit"), output(theirs, "vit"))
 
 
+def test_a_tied_output_embedding(tmp_path: Path) -> None:
+    """PEFT writes the weight under its LoRA, too: taken where it is the model's own, and refused where it is not."""
+    model = plain("llama")
+    model.lm_head.weight = model.model.embed_tokens.weight
+    theirs = in_peft(model, target_modules=["q_proj", "lm_head"], r=2)
+    theirs.save_pretrained(tmp_path, save_embedding_layers=True)
+    assert any(name.endswith("lm_head.base_layer.weight") for name in load_file(tmp_path / WEIGHTS))
+    assert close(output(loaded(model, tmp_path, "llama"), "llama"), output(theirs, "llama"))
+    with pytest.raises(CheckpointError, match="of which its config does not speak"):
+        fxtune.load(moved(copy.deepcopy(model)), tmp_path)
+
+
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 def test_biases(bias: str, tmp_path: Path) -> None:
     model = plain("vit")
@@ -353,7 +365,7 @@ TENSORS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
     "half a pair": (lambda t: t.pop(f"{QKV}.lora_B.weight"), r"lacks the other, `blocks.0.attn.qkv.lora_B.weight`"),
     "an unknown weight": (lambda t: t.update({"base_model.model.heed.bias": torch.ones(4)}), "nearest: head.bias"),
     "an unspoken weight": (
-        lambda t: t.update({"base_model.model.norm.weight": torch.ones(32)}),
+        lambda t: t.update({"base_model.model.norm.weight": torch.full((32,), 2.0)}),
         "of which its config does not speak",
     ),
     "a weight less": (lambda t: t.pop("base_model.model.head.bias"), "nothing for `head.bias`"),

@@ -157,6 +157,8 @@ def _others(tensors: Mapping[str, Tensor], config: PeftConfig, model: nn.Module,
         module, _, last = name.rpartition(".")
         is_bias = last == "bias" and config.bias != "none"
         if not is_bias and not _lies_in(module, whole):
+            if torch.equal(known[name].cpu(), tensor.to(known[name].dtype)):
+                continue  # PEFT writes what lies under LoRA on an output embedding: here it is the model's own
             raise CheckpointError(
                 "this checkpoint holds a weight of which its config does not speak",
                 found=f"`{shortened(key)}`; modules_to_save: {config.modules_to_save}, bias: {config.bias!r}",
