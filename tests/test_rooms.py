@@ -33,6 +33,7 @@ ROOMS = [
     "splitting",
     "caching",
     "saving",
+    "interchange",
     "tuned",
     "inspection",
     "names",

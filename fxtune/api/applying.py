@@ -129,7 +129,7 @@ def build(
         report=Report(type(model).__name__, outcomes(patch, weights), notes),
         batchnorm=origin.batchnorm,
         inplace=inplace,
-        made=Made(origin, computing),
+        made=Made(origin, computing, tuple(patch.insertions)),
         tuners=patch.places,
         folding=patch.folding,
     )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from fxtune.planning import Insertion
 from fxtune.rules import RuleFile, RuleSet
 from fxtune.saving.inputs import DtypeName, InputsSpec, drawn
 
@@ -68,7 +69,9 @@ class Made:
     Attributes:
         origin: the arguments of `apply`.
         computing: what the backbone computed then, node by node.
+        insertions: its tuners, and what each of them stands at.
     """
 
     origin: Origin
     computing: tuple[str, ...]
+    insertions: tuple[Insertion, ...]

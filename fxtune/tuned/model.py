@@ -13,6 +13,7 @@ from torch import nn
 
 from fxtune.caching import FeatureCache, SplitBatch, cache_features
 from fxtune.errors import CheckpointError, InputError, UnsupportedModelError
+from fxtune.interchange import Format, check_format
 from fxtune.planning import Folding, Place
 from fxtune.saving import Backbone, Made, weights_of, write
 from fxtune.splitting import Features
@@ -20,6 +21,7 @@ from fxtune.tracing import Region
 from fxtune.tuned.attributes import attribute_of_original, tuned_class
 from fxtune.tuned.checkpointing import CheckpointingNames
 from fxtune.tuned.copying import copied_state, dump_state, load_state
+from fxtune.tuned.exporting import save_as_diffusers, save_as_peft
 from fxtune.tuned.gates import gates, prompt_rows
 from fxtune.tuned.gradients import GradientReport, gradient_report
 from fxtune.tuned.groups import parameter_groups
@@ -256,15 +258,26 @@ class TunedModel(CheckpointingNames, nn.Module):
             shard_bytes=shard_bytes,
         )
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, format: Format = "fxtune") -> None:
         """Write the tuners, and what else trains or has moved, for `fxtune.load`.
 
-        One file has all that loading needs, `tuners.safetensors`: the weights, and in its header the resolved rules and
-        a fingerprint of the backbone. An earlier one gives way in one step, so that a killed save loses nothing. The
-        rules stand beside it once more, as files to be read and used elsewhere.
+        ==============  ===========================================================================================
+        ``fxtune``      Everything. One file has all that loading needs, `tuners.safetensors`: the weights, and in
+                        its header the resolved rules and a fingerprint of the backbone. An earlier one gives way in
+                        one step, so that a killed save loses nothing. The rules stand beside it once more, as files
+                        to be read and used elsewhere.
+        ``peft``        LoRA on linear modules, and whole modules or biases that train beside it: what
+                        ``peft.PeftModel.from_pretrained`` loads on the plain model (with the new head on it, if there
+                        is one). A save that is cut short leaves a folder that is refused.
+        ``diffusers``   LoRA on a model of a diffusers pipeline: what ``pipeline.load_lora_weights`` loads.
+        ==============  ===========================================================================================
+
+        Args:
+            folder: where it is written; it is made if there is none.
+            format: the form. Only fxtune's own knows the backbone again and gives back the rules as they were.
 
         Raises:
-            CheckpointError: the folder can't be written to.
+            CheckpointError: the folder can't be written to; or the form cannot hold what this model is: what and where.
         """
         state = self._fxtune
         if state.made is None:
@@ -275,6 +288,11 @@ class TunedModel(CheckpointingNames, nn.Module):
                 found="its tuners are in the weights",
                 fix="call unmerge() first; or store the plain model: tuned.state_dict()",
             )
+        form = check_format(format)
+        if form == "peft":
+            return save_as_peft(self, state.original, state.made, Path(folder))
+        if form == "diffusers":
+            return save_as_diffusers(self, state.original, state.made, Path(folder))
         backbone = Backbone(computing=state.made.computing, weights=weights_of(state.original))
         write(Path(folder), own_tensors(self, state.original), state.made.origin, backbone)
 

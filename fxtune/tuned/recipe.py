@@ -44,9 +44,13 @@ class Recipe:
         """The shipped patterns and those of the rule files."""
         return load_patterns(self.rule_sets)
 
-    def plan(self, graph: fx.GraphModule) -> tuple[Sites, Patch]:
-        """The sites of a capture, and what the rules change there."""
-        sites = Sites(view(graph), self.library())
+    def sites(self, graph: fx.GraphModule) -> Sites:
+        """The sites of a capture."""
+        return Sites(view(graph), self.library())
+
+    def plan(self, graph: fx.GraphModule, known: Sites | None = None) -> tuple[Sites, Patch]:
+        """The sites of a capture (`known` where they were found already), and what the rules change there."""
+        sites = known or self.sites(graph)
         patch = plan(graph, sites, self.rule_sets, head=self.head, seed=self.seed, form=self.form)
         return sites, patch if self.only is None else patch.only(self.only)
 
