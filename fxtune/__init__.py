@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fxtune.accounting import MemoryReport, memory
-    from fxtune.api import apply, inspect, load
+    from fxtune.api import MethodCounts, apply, inspect, load, methods
     from fxtune.errors import (
         CacheError,
         CaptureError,
@@ -46,6 +46,7 @@ __all__ = [
     "InputError",
     "MatchError",
     "MemoryReport",
+    "MethodCounts",
     "MultiTask",
     "PatternError",
     "Placement",
@@ -60,6 +61,7 @@ __all__ = [
     "inspect",
     "load",
     "memory",
+    "methods",
     "multitask",
     "tuner",
     "verify",
@@ -68,6 +70,7 @@ __all__ = [
 _HOME = {
     "Certificate": "fxtune.verifying",
     "MemoryReport": "fxtune.accounting",
+    "MethodCounts": "fxtune.api",
     "MultiTask": "fxtune.tasks",
     "Placement": "fxtune.tuners",
     "TunedModel": "fxtune.tuned",
@@ -76,6 +79,7 @@ _HOME = {
     "inspect": "fxtune.api",
     "load": "fxtune.api",
     "memory": "fxtune.accounting",
+    "methods": "fxtune.api",
     "multitask": "fxtune.tasks",
     "tuner": "fxtune.tuners",
     "verify": "fxtune.verifying",

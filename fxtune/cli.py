@@ -1,7 +1,7 @@
-"""The command line: ``fxtune rules``, ``fxtune inspect MODEL``, ``fxtune memory MODEL``, ``fxtune verify MODEL``,
+"""The command line: ``fxtune methods``, ``fxtune inspect MODEL``, ``fxtune memory MODEL``, ``fxtune verify MODEL``,
 ``fxtune schema``.
 
-Nothing heavy is imported at the top: ``fxtune --help`` and ``fxtune rules`` run without torch.
+Nothing heavy is imported at the top: ``fxtune --help`` and ``fxtune methods`` run without torch.
 """
 
 from __future__ import annotations
@@ -47,13 +47,40 @@ def _options(
 
 
 @app.command()
-def rules() -> None:
-    """List the rule sets that fxtune ships."""
+def methods(
+    count: Annotated[
+        str | None, typer.Option("--count", help=f"Tell how many weights each trains on a model: {_MODEL_HELP}.")
+    ] = None,
+    head: Annotated[str | None, typer.Option(help="Module path of the head, where no model card knows it.")] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, help="Put on a new head for so many classes.")] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probe", help="Try each on a small model of a family (vit, bert, resnet, ...); may be repeated."
+        ),
+    ] = None,
+) -> None:
+    """List the methods that fxtune ships, each a rule set.
+
+    With --count, the weights that each would train; with --probe, what each can do, found by trying, in Markdown.
+    """
+    if probe:
+        from fxtune.testing import probe_catalogue
+
+        print(probe_catalogue(probe))
+        return
+    if count is not None:
+        sys.path.insert(0, str(Path.cwd()))
+        from fxtune import api
+
+        Console().print(api.methods(count, head=head, num_classes=num_classes))
+        return
     from fxtune.rules import shipped
 
     table = Table("name", "inserts", "about", box=None, header_style="bold", padding=(0, 2, 0, 0))
     for rule_set in shipped():
-        inserts = "\n".join(f"{rule.tuner} at {rule.at}" for rule in rule_set.rules) or "nothing"
+        inserted = [f"{rule.tuner} at {rule.at}" for rule in rule_set.rules]
+        inserts = "\n".join([*inserted, *(["a bypass"] if rule_set.bypass else [])]) or "nothing"
         table.add_row(Text(rule_set.name, style="bold cyan"), inserts, Text(rule_set.about.partition(". ")[0]))
     Console().print(table)
 

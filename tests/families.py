@@ -12,6 +12,9 @@ from timm.models.resnet import Bottleneck, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+import fxtune
+from fxtune.tuned import TunedModel
+
 
 @dataclass(frozen=True)
 class Family:
@@ -125,3 +128,15 @@ def build(name: str, seed: int = 0) -> nn.Module:
         for weight in model.get_submodule(FAMILIES[name].head).parameters():
             nn.init.normal_(weight, std=0.5)
     return model.eval()
+
+
+def tuned_on(model: nn.Module, inputs: Any, rules: Any, seed: int = 1, **options: Any) -> TunedModel:
+    """A tuned model in eval mode whose every trained weight has moved; `inputs`: example inputs, or a family's name."""
+    if isinstance(inputs, str):
+        inputs = ((), FAMILIES[inputs].inputs(2))
+    tuned = fxtune.apply(model, rules, seed=seed, example_inputs=inputs, **options)
+    with torch.no_grad():
+        for i, name in enumerate(tuned.trainable):
+            weight = tuned.get_parameter(name)
+            weight.add_(torch.randn(weight.shape, generator=generator(1000 * seed + i)).to(weight.dtype), alpha=0.05)
+    return tuned.eval()

@@ -455,6 +455,40 @@ def test_a_block_ends_where_its_module_does() -> None:
     assert [key.partition(".tuners")[0] for key in keys] == [f"bert.encoder.layer.{i}" for i in range(2)]
 
 
+@pytest.mark.parametrize("named", [["first", "second"], ["second"]])
+@pytest.mark.parametrize("form", ["unbound", "original"])
+def test_a_module_under_two_names_takes_its_tuner_once(form: Any, named: list[str]) -> None:
+    """It is one graph, called twice. Whichever of its names a rule means, both calls are tuned."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+            self.second = self.first
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x))
+
+    rule = {"at": "linear", "insert": {"lora": {"rank": 2}}}
+    each = [{**rule, "where": {"path": f"{name}.*"}} for name in named]
+    for several in ([rule], each):
+        model, x = Net(), torch.randn(2, 3, 8)
+        tuned = fxtune.apply(model, {"rules": several}, example_inputs=(x,), form=form)
+        own = {name: p for name, p in tuned.named_parameters() if "tuners" in name.split(".")}
+        assert len(own) == 2 * len(several) and all(name.startswith("first.tuners.") for name in own)
+        assert tuned.report().outcomes[0].weights == 2 * 2 * 8
+        with torch.no_grad():
+            for weight in own.values():
+                weight.normal_()
+            a, b = (
+                torch.cat([p for name, p in own.items() if name.endswith(end)], axis)
+                for end, axis in (("A", 0), ("B", 1))
+            )
+            weight, bias = model.first[0].weight + b @ a, model.first[0].bias
+            expected = torch.tanh(torch.tanh(x @ weight.T + bias) @ weight.T + bias)
+            torch.testing.assert_close(tuned(x), expected)
+
+
 def test_tuners_read_whole_sequences() -> None:
     """Attention that puts the sequence first inside gets its tuner outside, on B x N x D."""
     layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)

@@ -60,7 +60,7 @@ finally:
     "args",
     [
         ["--help"],
-        ["rules"],
+        ["methods"],
         ["schema"],
         ["inspect", "--help"],
         ["verify", "--help"],
@@ -78,9 +78,21 @@ def test_importing_fxtune_imports_no_torch() -> None:
     assert in_a_process(code=code) == (0, "", "")
 
 
-def test_rules_lists_every_shipped_file(run: Callable[..., Result]) -> None:
-    names = {line.split()[0] for line in run("rules").out.splitlines() if line and not line.startswith(" ")}
+def test_methods_lists_every_shipped_file(run: Callable[..., Result]) -> None:
+    names = {line.split()[0] for line in run("methods").out.splitlines() if line and not line.startswith(" ")}
     assert names - {"name"} == {path.stem for path in rules_dir().glob("*.yaml")}
+
+
+def test_methods_counts_what_each_trains(run: Callable[..., Result]) -> None:
+    result = run("methods", "--count", "timm/resnet18", "--num-classes", "7")
+    assert (result.status, result.err) == (0, "")
+    rows = {cells[0]: cells[1:] for line in result.out.splitlines() if (cells := line.replace("│", " ").split())}
+    assert {path.stem for path in rules_dir().glob("*.yaml")} <= rows.keys()
+    assert rows["linear"][0] == f"{512 * 7 + 7:,}"
+    blocks = [64] * 2 + [128] * 2 + [256] * 2 + [512] * 2
+    adapters = sum(2 * width * 10 + 10 + width for width in blocks)
+    assert rows["single_adapter_block"][0] == f"{adapters + 512 * 7 + 7:,}"
+    assert rows["prefix"][0] == "-" and "mha" in " ".join(rows["prefix"])
 
 
 def test_schema_is_a_json_schema_of_rule_files(run: Callable[..., Result]) -> None:

@@ -33,6 +33,7 @@ ROOMS = [
     "splitting",
     "caching",
     "saving",
+    "interchange",
     "tuned",
     "inspection",
     "names",
@@ -47,7 +48,7 @@ ROOMS = [
 # Model libraries are optional; only a name that the user wrote makes fxtune import one.
 # `hypothesis` is what fxtune.testing is made of, and nothing else may need it.
 OPTIONAL = {"accelerate", "diffusers", "hypothesis", "peft", "pytest", "timm", "torchvision", "transformers"}
-# What runs before torch is wanted: `import fxtune`, `fxtune --help`, `fxtune rules`, `fxtune schema`.
+# What runs before torch is wanted: `import fxtune`, `fxtune --help`, `fxtune methods`, `fxtune schema`.
 LIGHT = {"errors", "source", "resources", "rules", "cli", "__main__"}
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

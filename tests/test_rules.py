@@ -223,7 +223,7 @@ def test_a_misspelt_name_gets_the_closest(name, data):
     with pytest.raises(RuleError) as error:
         rules.load(misspelt)
     assert name in error.value.found
-    assert "fxtune rules" in error.value.fix
+    assert "fxtune methods" in error.value.fix
 
 
 @pytest.mark.parametrize("nothing", [[], 3, None, [3], [["tri_res"]], {"tri_res"}])

@@ -24,22 +24,10 @@ from torch import nn
 
 import fxtune
 from effort import examples
-from families import FAMILIES, build
+from families import FAMILIES, build, tuned_on
 from fxtune.digests import digest_of
 from fxtune.errors import CheckpointError
 from fxtune.saving import FILE
-from fxtune.tuned import TunedModel
-
-
-def tuned_on(model: nn.Module, family: str, rules: Any, seed: int = 1, **options: Any) -> TunedModel:
-    """A tuned model whose every trained weight has moved."""
-    tuned = fxtune.apply(model, rules, seed=seed, example_inputs=((), FAMILIES[family].inputs(2)), **options)
-    made = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name in tuned.trainable:
-            weight = tuned.get_parameter(name)
-            weight.add_(torch.randn(weight.shape, generator=made), alpha=0.1)
-    return tuned.eval()
 
 
 def outputs(model: nn.Module, inputs: dict[str, Any]) -> list[torch.Tensor]:
@@ -80,7 +68,7 @@ def test_a_round_trip_gives_the_same_bits(family: str, tmp_path: Path) -> None:
 
 FRESH = """
 import sys, torch, fxtune
-from families import FAMILIES, build
+from families import FAMILIES, build, tuned_on
 torch.manual_seed(1234)
 model = build("vit")
 tuned = fxtune.load(model, sys.argv[1]).eval()

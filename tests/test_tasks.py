@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import fxtune
 from effort import examples
-from families import FAMILIES, build
+from families import FAMILIES, build, tuned_on
 from fxtune.errors import CheckpointError, FxtuneError, InputError, PlanError
 from fxtune.tasks import MultiTask, batched
 from fxtune.tuned import TunedModel
@@ -26,14 +26,7 @@ RELATIVE = 1e-5
 
 
 def task(model: nn.Module, family: str, seed: int, rules: Any = "res_bypass", **options: Any) -> TunedModel:
-    """A tuned model whose weights are its own."""
-    tuned = fxtune.apply(model, rules, seed=seed, example_inputs=((), FAMILIES[family].inputs(2)), **options)
-    made = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name in tuned.trainable:
-            weight = tuned.get_parameter(name)
-            weight.add_(torch.randn(weight.shape, generator=made), alpha=0.2)
-    return tuned
+    return tuned_on(model, family, rules, seed, **options).train()
 
 
 def leaves(result: Any) -> list[Tensor]:

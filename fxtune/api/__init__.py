@@ -1,8 +1,9 @@
-"""What people call: `apply`, `inspect` and `load`."""
+"""What people call: `apply`, `inspect`, `load` and `methods`."""
 
 from fxtune.api.applying import apply
+from fxtune.api.counting import MethodCounts, methods
 from fxtune.api.drafting import RulesLike
 from fxtune.api.inspecting import inspect
 from fxtune.api.loading import load
 
-__all__ = ["RulesLike", "apply", "inspect", "load"]
+__all__ = ["MethodCounts", "RulesLike", "apply", "inspect", "load", "methods"]

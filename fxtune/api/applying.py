@@ -8,14 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fxtune.api.drafting import Captured, Recipe, RulesLike, capture_of, rule_sets_for
+from fxtune.api.drafting import Captured, RulesLike, capture_of, rule_sets_for
 from fxtune.errors import PlanError
 from fxtune.inspection import outcomes
 from fxtune.names import resolve as resolve_model
 from fxtune.planning import Form, Patch
 from fxtune.saving import Made, Origin, computing_of, described, rule_files
 from fxtune.tracing import call_inputs
-from fxtune.tuned import Report, TunedModel
+from fxtune.tuned import Recipe, Report, TunedModel
 
 
 def apply(
@@ -129,7 +129,9 @@ def build(
         report=Report(type(model).__name__, outcomes(patch, weights), notes),
         batchnorm=origin.batchnorm,
         inplace=inplace,
-        made=Made(origin, computing),
+        made=Made(origin, computing, tuple(patch.insertions)),
+        tuners=patch.places,
+        folding=patch.folding,
     )
 
 

@@ -1,4 +1,4 @@
-"""The way from a model and rules to a patch: what `apply`, `inspect` and `load` have in common."""
+"""The way from a model and rules to a capture: what `apply`, `inspect` and `load` have in common."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import fx, nn
+from torch import nn
 
 from fxtune import cards, source
 from fxtune.errors import PlanError
-from fxtune.hoisting import hoist
-from fxtune.matching import Sites
-from fxtune.patterns import Library, load_patterns
-from fxtune.planning import Form, Patch, last_linear, plan
-from fxtune.rewriting import rewrite
+from fxtune.planning import last_linear
 from fxtune.rules import RuleSet
 from fxtune.rules import load as load_rules
 from fxtune.tracing import Region
@@ -25,40 +20,6 @@ from fxtune.tuners import resolve
 from fxtune.view import view
 
 RulesLike = str | Path | Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Rules, ready to be carried out on any capture of one model: what a further input signature needs."""
-
-    rule_sets: tuple[RuleSet, ...]
-    head: str | None
-    seed: int | None
-    dtype: torch.dtype
-    form: Form
-    optimize: bool = False
-
-    def library(self) -> Library:
-        """The shipped patterns and those of the rule files."""
-        return load_patterns(self.rule_sets)
-
-    def plan(self, graph: fx.GraphModule) -> tuple[Sites, Patch]:
-        """The sites of a capture, and what the rules change there."""
-        sites = Sites(view(graph), self.library())
-        return sites, plan(graph, sites, self.rule_sets, head=self.head, seed=self.seed, form=self.form)
-
-    def carry_out(self, graph: Region, patch: Patch) -> tuple[str, ...]:
-        """Puts the tuners of a patch in, and leaves out what is then not needed; gives what people should know."""
-        rewrite(graph, patch, dtype=self.dtype)
-        if not self.optimize and patch.bypass is None:
-            return ()
-        # A bypass acts on each token alone; what it detaches, the trunk, is optimised only where that is asked for.
-        return (str(hoist(graph, through_detach=self.optimize)),)
-
-    def __call__(self, graph: Region) -> Region:
-        """The capture with its tuners in."""
-        self.carry_out(graph, self.plan(graph)[1])
-        return graph
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxtune.api.drafting import Recipe, RulesLike, capture_of, rule_sets_for
+from fxtune.api.drafting import RulesLike, capture_of, rule_sets_for
 from fxtune.inspection import Inspection, counted, outcomes
 from fxtune.names import resolve as resolve_model
 from fxtune.planning import Form
-from fxtune.tuned import Report
+from fxtune.tuned import Recipe, Report
 
 
 def inspect(

@@ -9,14 +9,17 @@ from typing import Any, Literal
 
 from torch import nn
 
+from fxtune import cards
+from fxtune.api.adapting import adapted
 from fxtune.api.applying import build, check_untuned
-from fxtune.api.drafting import Captured, Recipe, capture_of, rule_sets_for
+from fxtune.api.drafting import Captured, capture_of, rule_sets_for
 from fxtune.errors import CheckpointError, InputError
 from fxtune.inspection import counted
+from fxtune.interchange import Format, read_diffusers, read_peft, recognised
 from fxtune.names import resolve as resolve_model
 from fxtune.planning import Patch
 from fxtune.saving import Checkpoint, changed_weights, check_structure, computing_of, drawn, read, weights_of
-from fxtune.tuned import TunedModel, put
+from fxtune.tuned import Recipe, TunedModel, put
 
 
 def load(
@@ -25,26 +28,54 @@ def load(
     *,
     example_inputs: Any = None,
     other_weights: Literal["warn", "refuse"] = "warn",
+    format: Format | None = None,
 ) -> TunedModel:
-    """A tuned model as `TunedModel.save` wrote it, on its backbone.
+    """A tuned model as `TunedModel.save` wrote it, on its backbone; or LoRA as PEFT or diffusers wrote it.
 
         >>> tuned.save("birds/")
         >>> tuned = fxtune.load(model, "birds/")  # in another process; computes the same, bit for bit
 
     Nothing in the folder is run or unpickled, and nothing is loaded unless all of it fits.
 
+    LoRA of other libraries lands at the modules that its tensors name, with the ranks and factors that its config says,
+    and becomes ordinary rules: what is loaded can be trained, saved and reported on like any tuned model. What is more
+    than LoRA on linear maps (DoRA, embeddings, initialisations that change the model's own weights, ...) is refused by
+    name.
+
     Args:
         model: the backbone, or its name. It is not changed.
-        folder: what `save` wrote.
+        folder: what `save` wrote, or PEFT's ``save_pretrained``, or diffusers' ``save_lora_weights``.
         example_inputs: as for `apply`; by default inputs of the kinds that `apply` was given.
         other_weights: what to do where the backbone's own weights are not those that the tuners were trained beside.
+            Only fxtune's own form knows them.
+        format: what the folder holds, where it holds several: ``fxtune``, ``peft`` or ``diffusers``.
 
     Raises:
-        CheckpointError: there is no checkpoint, it is damaged, or it belongs to a backbone of another structure.
+        CheckpointError: there is no checkpoint, it is damaged, it is more than can be carried over, or it belongs to a
+            backbone of another structure.
     """
     model = resolve_model(model) if isinstance(model, str) else model
     check_untuned(model)
-    checkpoint = read(Path(folder))
+    form = recognised(Path(folder), format)
+    if form == "fxtune":
+        return _own(model, Path(folder), example_inputs, other_weights)
+    if other_weights == "refuse":
+        raise CheckpointError(
+            "whether this is the backbone that the LoRA was trained beside cannot be told",
+            found=f"the form of {form}, which says nothing of the backbone's weights",
+            where=str(folder),
+            fix="leave other_weights='refuse' out",
+        )
+    if form == "peft":
+        adapter = read_peft(Path(folder), model)
+    else:
+        adapter = read_diffusers(Path(folder), model, cards.component(model))
+    return adapted(model, adapter, f"lora_of_{form}", example_inputs)
+
+
+def _own(model: nn.Module, folder: Path, example_inputs: Any, other_weights: Literal["warn", "refuse"]) -> TunedModel:
+    """A tuned model in fxtune's own form."""
+    checkpoint = read(folder)
     origin = checkpoint.origin
     _check_classes(checkpoint)
     rule_sets = rule_sets_for(model, origin.rule_data(), {})
@@ -107,4 +138,4 @@ def _check_weights(model: nn.Module, checkpoint: Checkpoint, other_weights: Lite
     )
     if other_weights == "refuse":
         raise error
-    warnings.warn(str(error), stacklevel=3)
+    warnings.warn(str(error), stacklevel=4)

@@ -6,6 +6,7 @@ card of its own knows falls back to its library's card; a model that no card kno
 
 from fxtune.cards.bypass import bypass
 from fxtune.cards.card import BypassHints, Card, Small
+from fxtune.cards.component import component
 from fxtune.cards.finding import find, shipped
 from fxtune.cards.head import class_counts, head, headless, logits
 from fxtune.cards.inputs import example_inputs
@@ -16,6 +17,7 @@ __all__ = [
     "Small",
     "bypass",
     "class_counts",
+    "component",
     "example_inputs",
     "find",
     "head",

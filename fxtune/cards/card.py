@@ -121,6 +121,9 @@ class Card(_Part):
         default=[], description="for a head of several layers: paths of the layer as wide as the classes"
     )
     class_counts: list[Path] = Field(default=[], description="attributes that hold the number of classes")
+    component: str | None = Field(
+        default=None, description="what a pipeline calls such a model; names in LoRA files of pipelines begin so"
+    )
     bypass: BypassHints = BypassHints()
     small: list[Small] = Field(default=[], description="small members for tests")
 

@@ -103,7 +103,7 @@ def _layout(view: View, node: int, weight: Value | None) -> WeightLayout:
     """How the model stores the weight."""
     value = view.values[node]
     if value.op.startswith("conv"):
-        return "convolution"
+        return "transposed" if "transpose" in value.op or _arguments(value).get("transposed") else "convolution"
     if view.op(node) != "linear" or weight is None:
         return "other"
     run = next(use.run for use in view.uses(node) if use.value == weight.id)

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from fxtune.view import Tap
 
-WeightLayout = Literal["out x in", "in x out", "convolution", "other"]
-"""How a weight is stored: that of a linear map, either way round; a convolution's (of kernel 1 too); or as the operator
-takes it, such as the factors of a norm."""
+WeightLayout = Literal["out x in", "in x out", "convolution", "transposed", "other"]
+"""How a weight is stored: that of a linear map, either way round; a convolution's (of kernel 1 too), or a transposed
+one's, whose first axis is that of what it reads; or as the operator takes it, such as the factors of a norm."""
 
 
 @dataclass(frozen=True)

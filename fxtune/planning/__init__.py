@@ -3,8 +3,9 @@
 from fxtune.planning.attach import Form
 from fxtune.planning.bypass import BypassPlan, Level, Stem, Transition
 from fxtune.planning.edits import After, Beside, Bias, Core, Edit, InWeights, Note, OnGrid, Prompted, Value
+from fxtune.planning.folds import Fold, Folding
 from fxtune.planning.head import last_linear
-from fxtune.planning.patch import Insertion, Patch, RulePlan
+from fxtune.planning.patch import Insertion, Patch, Place, RulePlan
 from fxtune.planning.plan import plan
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "BypassPlan",
     "Core",
     "Edit",
+    "Fold",
+    "Folding",
     "Form",
     "InWeights",
     "Insertion",
@@ -21,6 +24,7 @@ __all__ = [
     "Note",
     "OnGrid",
     "Patch",
+    "Place",
     "Prompted",
     "RulePlan",
     "Stem",

@@ -19,6 +19,7 @@ from fxtune.planning.storage import Overwritten
 from fxtune.planning.weights import in_weights_edit
 from fxtune.rules import Rule
 from fxtune.tuners import joins_rows, maps_widths, offers
+from fxtune.view import Tap
 
 Form = Literal["unbound", "original"]
 
@@ -39,6 +40,7 @@ class Attachments:
         self.sites, self.places, self.form = sites, places, form
         self.overwritten, self.grids = Overwritten(sites.view), Grids(sites.view)
         self._cores: dict[tuple[str, str], str] = {}
+        self._changed: dict[tuple[str, str], tuple[str, bool, str]] = {}
 
     def at(self, rule: Rule, site: Site, where: str) -> Attachment:
         """How the rule's tuner is attached at a site.
@@ -56,10 +58,10 @@ class Attachments:
         if in_softmax and offers(rule.tuner, "attend_original"):
             return self._in_softmax(rule, site, "attend_original", where)
         if rule.reads == "output" and offers(rule.tuner, "in_sequence"):
-            return self._after(rule, site)
+            return self._after(rule, site, where)
         reads_as_operation = rule.reads == "input" or not maps_widths(rule.tuner)
         if site.operation is not None and reads_as_operation and offers(rule.tuner, "in_weights"):
-            return self._in_weights(rule, site)
+            return self._in_weights(rule, site, where)
         raise _no_original(rule, where)
 
     def through(self, rule: Rule, run: Sequence[Site], where: str) -> Attachment:
@@ -115,15 +117,30 @@ class Attachments:
         )
         return Attachment(output.region, edit, ends.facts)
 
-    def _after(self, rule: Rule, site: Site) -> Attachment:
+    def _after(self, rule: Rule, site: Site, where: str) -> Attachment:
         self._check_memory(rule, site)
         _, output = self.places.meeting(site, site.output, site.output)
+        self._check_alone(output, rule, site, where, behind=True)
         return Attachment(output.region, After(_value(output.node, site.output)), {"width_in": site.width})
 
-    def _in_weights(self, rule: Rule, site: Site) -> Attachment:
+    def _in_weights(self, rule: Rule, site: Site, where: str) -> Attachment:
         ends = ends_of(rule, site, self.grids)
         _, output = self.places.meeting(site, ends.read, ends.output)
+        self._check_alone(output, rule, site, where, behind=False)
         return Attachment(output.region, in_weights_edit(self.sites.view, self.places, site), ends.facts)
+
+    def _check_alone(self, output: Tap, rule: Rule, site: Site, where: str, *, behind: bool) -> None:
+        """Refuses what would be no original form: a layer behind an operation acts on what others make of it, too, and
+        the same tuner beside the operation does not."""
+        tuner, other_behind, place = self._changed.setdefault((output.region, output.node), (rule.tuner, behind, where))
+        if place != where and (behind or other_behind):
+            raise PlanError(
+                f"{rule.tuner} has no original form at the {site.kind} at `{site.path}` together with {tuner}",
+                found=f"{tuner if other_behind else rule.tuner} is a layer behind the operation there and would act on "
+                f"what {rule.tuner if other_behind else tuner} changes; unbound, it does not",
+                where=f"{where} and {place}",
+                fix="leave form='original' out, or part the two rules by `where:`",
+            )
 
     def _check_memory(self, rule: Rule, site: Site) -> None:
         reader = self.overwritten.reader_elsewhere(site.output.value)

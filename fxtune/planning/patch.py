@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fxtune.errors import PlanError
 from fxtune.matching import NearMiss, Site
 from fxtune.planning.bypass import BypassPlan
 from fxtune.planning.edits import Edit
+from fxtune.planning.folds import Folding
 from fxtune.tuners import Placement
 
 
@@ -52,6 +54,21 @@ class Insertion:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a tuner stands, in any graph of the model.
+
+    Attributes:
+        rule: number of the rule that asked for it; None for a bypass, likewise the others.
+        kind: of the site.
+        path: module path of the site.
+    """
+
+    rule: int | None = None
+    kind: str = ""
+    path: str = ""
+
+
+@dataclass(frozen=True)
 class RulePlan:
     """What one rule came to.
 
@@ -72,18 +89,50 @@ class RulePlan:
 
 @dataclass(frozen=True)
 class Patch:
-    """All that a call of `apply` changes in one graph."""
+    """All that a call of `apply` changes in one graph.
+
+    Attributes:
+        rules: what each rule came to.
+        trained: names of the model's own weights that train.
+        seed: of new weights.
+        blocks: module paths of the Blocks.
+        bypass: what runs beside all of it.
+        folding: which of the tuners can go into weights.
+    """
 
     rules: tuple[RulePlan, ...]
     trained: tuple[str, ...] = ()
     seed: int | None = None
     blocks: tuple[str, ...] = field(default=())
     bypass: BypassPlan | None = None
+    folding: Folding = field(default_factory=Folding)
 
     @property
     def insertions(self) -> list[Insertion]:
         """Every insertion, in the order in which it is made."""
         return [insertion for rule in self.rules for insertion in rule.insertions]
+
+    @property
+    def places(self) -> dict[str, Place]:
+        """Where each tuner, and the bypass, stands: by its module path."""
+        found = {i.path: Place(i.rule, i.site.kind, i.site.path) for i in self.insertions}
+        return {**found, **({self.bypass.path: Place()} if self.bypass else {})}
+
+    def only(self, places: Mapping[str, Place]) -> Patch:
+        """The same with these tuners alone.
+
+        Raises:
+            PlanError: one of them would stand elsewhere, or nowhere.
+        """
+        if odd := [path for path, place in places.items() if self.places.get(path) != place]:
+            raise PlanError(
+                "the rules find other sites than they did at first",
+                found=f"{len(odd)} tuners would stand elsewhere, `{odd[0]}` first",
+                fix="keep rules that make a bias apart from rules that go on operations with a bias (`where:`)",
+            )
+        rules = [replace(rule, insertions=tuple(i for i in rule.insertions if i.path in places)) for rule in self.rules]
+        bypass = self.bypass if self.bypass and self.bypass.path in places else None
+        return replace(self, rules=tuple(rules), bypass=bypass)
 
     @property
     def paths(self) -> list[str]:

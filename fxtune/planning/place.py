@@ -17,6 +17,11 @@ class Places:
     def __init__(self, root: fx.GraphModule) -> None:
         self.root = root
         self._nodes: dict[str, dict[str, fx.Node]] = {}
+        self._homes: dict[int, str] = {id(module): path for path, module in root.named_modules()}
+
+    def home(self, region: str) -> str:
+        """The first of the names under which a region stands in the model."""
+        return self._homes[id(self.root.get_submodule(region))]
 
     def node(self, tap: Tap) -> fx.Node:
         """The node that a tap names."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import fx
 
@@ -13,7 +14,8 @@ from fxtune.planning.attach import Attachment, Attachments, Form
 from fxtune.planning.bypass import BypassPlan
 from fxtune.planning.bypassing import plan_bypass
 from fxtune.planning.choose import Choice, choose
-from fxtune.planning.edits import Beside
+from fxtune.planning.edits import Beside, Edit
+from fxtune.planning.folding import plan_folding
 from fxtune.planning.patch import Insertion, Patch, RulePlan
 from fxtune.planning.place import Places
 from fxtune.planning.training import trained_names
@@ -51,19 +53,21 @@ def plan(
     rules = tuple(
         planner.rule(rule, rule_set.place(i), number) for number, (rule_set, i, rule) in enumerate(_numbered(rule_sets))
     )
+    insertions = [insertion for rule in rules for insertion in rule.insertions]
     bypass = planner.bypass(rule_sets)
-    if rules and not any(rule.insertions for rule in rules):
+    if rules and not insertions:
         raise _nothing(rules, rule_sets)
     names = [name for name, _ in root.named_parameters()]
     trained = trained_names(rule_sets, names, head)
     if bypass is not None:
-        check_reached(sites.view, bypass, [i for rule in rules for i in rule.insertions], trained)
+        check_reached(sites.view, bypass, insertions, trained)
     return Patch(
         rules=rules,
         bypass=bypass,
         trained=trained,
         seed=seed,
         blocks=tuple(dict.fromkeys(site.path for site in sites.of("block"))),
+        folding=plan_folding(root, sites.view, insertions),
     )
 
 
@@ -76,7 +80,8 @@ def _numbered(rule_sets: Sequence[RuleSet]) -> Iterator[tuple[RuleSet, int, Rule
 class _Planner:
     def __init__(self, root: fx.GraphModule, sites: Sites, form: Form) -> None:
         self.root, self.sites, self.form = root, sites, form
-        self.attachments = Attachments(sites, Places(root), form)
+        self.places = Places(root)
+        self.attachments = Attachments(sites, self.places, form)
         self.labels: Counter[str] = Counter()
 
     def rule(self, rule: Rule, where: str, number: int) -> RulePlan:
@@ -122,7 +127,16 @@ class _Planner:
         if sites and spans_sites(rule.tuner):
             attachment = self.attachments.through(rule, sites, where)
             return (self._insertion(rule, sites[0], number, attachment),)
-        return tuple(self._insertion(rule, site, number, self.attachments.at(rule, site, where)) for site in sites)
+        edits: dict[str, list[Edit]] = defaultdict(list)
+        insertions = []
+        for site in sites:
+            attachment = self.attachments.at(rule, site, where)
+            home = self.places.home(attachment.region)
+            if home != attachment.region and attachment.edit in edits[home]:
+                continue  # a module that stands under two names has two sites, and one graph
+            edits[home].append(attachment.edit)
+            insertions.append(self._insertion(rule, site, number, replace(attachment, region=home)))
+        return tuple(insertions)
 
     def _insertion(self, rule: Rule, site: Site, number: int, attachment: Attachment) -> Insertion:
         return Insertion(

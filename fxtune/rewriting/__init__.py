@@ -3,5 +3,6 @@
 from fxtune.rewriting.bypass import build_bypass
 from fxtune.rewriting.layout import to_tokens
 from fxtune.rewriting.rewrite import rewrite
+from fxtune.rewriting.weights import as_stored, out_by_in
 
-__all__ = ["build_bypass", "rewrite", "to_tokens"]
+__all__ = ["as_stored", "build_bypass", "out_by_in", "rewrite", "to_tokens"]

@@ -20,17 +20,17 @@ class Changes:
 
     def __init__(self, root: fx.GraphModule) -> None:
         self._root = root
-        self._regions: dict[str, Growing] = {}
+        self._regions: dict[int, Growing] = {}
         self.notes: dict[Note, fx.Node] = {}
         """Notes of sizes, where they are read."""
 
     def region(self, path: str) -> Growing:
-        """The graph of the region at a module path."""
-        if path not in self._regions:
-            module = self._root.get_submodule(path)
-            assert isinstance(module, fx.GraphModule)
-            self._regions[path] = Growing(module)
-        return self._regions[path]
+        """The graph of the region at a module path; a module may stand under two."""
+        module = self._root.get_submodule(path)
+        assert isinstance(module, fx.GraphModule)
+        if id(module) not in self._regions:
+            self._regions[id(module)] = Growing(module)
+        return self._regions[id(module)]
 
     def finish(self) -> None:
         """Checks every graph and makes its code anew."""

@@ -85,7 +85,7 @@ def _one(rules: RulesLike) -> RuleSet:
     raise RuleError(
         f"No rule set is called {rules!r}",
         found=f"the closest names are {', '.join(near)}" if near else "no name is close to it",
-        fix="`fxtune rules` lists the shipped rule sets; the path of a file of your own ends in .yaml",
+        fix="`fxtune methods` lists the shipped rule sets; the path of a file of your own ends in .yaml",
     )
 
 

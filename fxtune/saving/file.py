@@ -9,11 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import yaml
 from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fxtune.digests import digest_of, digest_of_text
@@ -21,6 +18,7 @@ from fxtune.errors import CheckpointError
 from fxtune.files import replacing
 from fxtune.saving.backbone import Backbone
 from fxtune.saving.origin import Origin
+from fxtune.saving.tensors import check_finite, read_header, read_tensors, unreadable, write_tensors
 
 FILE = "tuners.safetensors"
 """Weights, and in its header what `apply` is to be called with and what the backbone is: one file, so that a killed
@@ -56,22 +54,10 @@ class Checkpoint:
         Raises:
             CheckpointError: the file is damaged, or one has numbers that are not finite.
         """
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                header = file.metadata() or {}
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise _unreadable(self.path, str(error)) from None
+        header, found = read_tensors(self.path)
         if _digest(header, found) != self.digest:
-            raise _unreadable(self.path, "what it holds is not what was written: its digest differs")
-        for name, tensor in found.items():
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
-                raise CheckpointError(
-                    "this checkpoint holds numbers that are not finite",
-                    found=f"NaN or infinity in `{name}`",
-                    where=str(self.path),
-                    fix="load an earlier checkpoint: this training has diverged, or the file is damaged",
-                )
+            raise unreadable(self.path, "what it holds is not what was written: its digest differs")
+        check_finite(self.path, found)
         return found
 
     def contradiction(self, found: str) -> CheckpointError:
@@ -96,11 +82,9 @@ def write(folder: Path, tensors: Mapping[str, Tensor], origin: Origin, backbone:
         "backbone": _packed(backbone),
     }
     header["digest"] = _digest(header, tensors)
-    lying_apart = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / FILE) as partial:
-            save_file(lying_apart, partial, metadata=header)
+        write_tensors(folder / FILE, tensors, header)
         for i, rules in enumerate(origin.rule_data()):
             with replacing(folder / RULES.format(f"-{i + 1}" if i else "")) as partial:
                 partial.write_text(yaml.safe_dump(rules, sort_keys=False, allow_unicode=True), "utf-8")
@@ -120,16 +104,11 @@ def read(folder: Path) -> Checkpoint:
             f"there is no checkpoint of fxtune: no file {FILE}",
             found=_instead(folder, path),
             where=str(folder),
-            fix="name the folder that tuned.save(folder) wrote",
+            fix="name the folder that tuned.save(folder) wrote, or one of PEFT or diffusers with LoRA in safetensors",
         )
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(path, str(error)) from None
+    header, shapes = read_header(path)
     if header.get("fxtune") != _FORMAT:
-        raise _unreadable(path, f"its header has fxtune: {header.get('fxtune')!r}, not {_FORMAT!r}")
+        raise unreadable(path, f"its header has fxtune: {header.get('fxtune')!r}, not {_FORMAT!r}")
     origin, backbone = _checked(path, header)
     return Checkpoint(path, origin, backbone, shapes, header.get("digest", ""))
 
@@ -147,13 +126,13 @@ def _checked(path: Path, header: Mapping[str, str]) -> tuple[Origin, Backbone]:
         origin = Origin.model_validate_json(header["origin"])
         backbone = Backbone.model_validate_json(_unpacked(header["backbone"]))
     except KeyError as error:
-        raise _unreadable(path, f"its header has no {error}") from None
+        raise unreadable(path, f"its header has no {error}") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise _unreadable(path, f"{where or 'its header'}: {first['msg']}") from None
+        raise unreadable(path, f"{where or 'its header'}: {first['msg']}") from None
     except (ValueError, zlib.error, binascii.Error) as error:
-        raise _unreadable(path, str(error)) from None
+        raise unreadable(path, str(error)) from None
     return origin, backbone
 
 
@@ -173,12 +152,3 @@ def _unpacked(text: str) -> bytes:
     if unpacking.unconsumed_tail or not unpacking.eof:
         raise ValueError(f"its header is cut short, or over {_MOST_TEXT} bytes of text")
     return data
-
-
-def _unreadable(path: Path, found: str) -> CheckpointError:
-    return CheckpointError(
-        "this checkpoint cannot be read",
-        found=found,
-        where=str(path),
-        fix="copy it again from where it came, or take an earlier one",
-    )

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from fxtune.planning import Insertion
 from fxtune.rules import RuleFile, RuleSet
-from fxtune.saving.inputs import DtypeName, InputsSpec
+from fxtune.saving.inputs import DtypeName, InputsSpec, drawn
 
 
 class Origin(BaseModel):
@@ -34,6 +35,10 @@ class Origin(BaseModel):
         """The dtype of new weights."""
         found: torch.dtype = getattr(torch, self.dtype)
         return found
+
+    def example_inputs(self) -> Any:
+        """Inputs of the kinds that the model was captured with; None for the model card's."""
+        return None if self.inputs is None else drawn(self.inputs)
 
     def rule_data(self) -> list[dict[str, Any]]:
         """The rule sets as `apply` takes them."""
@@ -64,7 +69,9 @@ class Made:
     Attributes:
         origin: the arguments of `apply`.
         computing: what the backbone computed then, node by node.
+        insertions: its tuners, and what each of them stands at.
     """
 
     origin: Origin
     computing: tuple[str, ...]
+    insertions: tuple[Insertion, ...]

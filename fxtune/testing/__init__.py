@@ -9,6 +9,7 @@
 ``assert_identity_at_init(model, rules)`` untrained, the tuned model is the model, bit for bit
 ``assert_only_tuners_train(model, ...)``  training moves what the rules train, and nothing else
 ``assert_strips_clean(model, rules)``     afterwards ``strip()`` gives the model as it was
+``probe(model, rules)``                   what of this holds, by trying: applies, trains, merges, verifies; `Probe`
 ========================================  =============================================================================
 
 What a strategy draws is small plain data with a method ``build()``; a failing example is printed by what it has beyond
@@ -20,6 +21,7 @@ from fxtune.testing.equivalent import assert_equivalent
 from fxtune.testing.ffns import FFNShape, ffn_shapes
 from fxtune.testing.geometries import FEATURES, Case, Geometry, geometries
 from fxtune.testing.models import SmallModel, small_models
+from fxtune.testing.probing import Probe, probe, probe_catalogue
 from fxtune.testing.rules import rule_files
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Case",
     "FFNShape",
     "Geometry",
+    "Probe",
     "SmallModel",
     "assert_equivalent",
     "assert_identity_at_init",
@@ -34,6 +37,8 @@ __all__ = [
     "assert_strips_clean",
     "ffn_shapes",
     "geometries",
+    "probe",
+    "probe_catalogue",
     "rule_files",
     "small_models",
 ]

@@ -69,13 +69,23 @@ def small_models(family: str | Sequence[str] | None = None) -> st.SearchStrategy
     Raises:
         FxtuneError: there is no such family, or its library is not installed.
     """
-    wanted = [family] if isinstance(family, str) else family
+    return _drawn(_members([family] if isinstance(family, str) else family))
+
+
+def families_of(names: Sequence[str] | None = None) -> list[str]:
+    """The model cards of the families that `small_models` would draw from.
+
+    Raises:
+        FxtuneError: there is no such family, or its library is not installed.
+    """
+    return list(dict.fromkeys(card for card, *_ in _members(names)))
+
+
+def _members(wanted: Sequence[str] | None) -> list[tuple[str, int, Small]]:
     known = [(card.card, number, small) for card in cards.shipped() for number, small in enumerate(card.small)]
     if wanted is None:
-        chosen = [(card, number, small) for card, number, small in known if small.draws and _installed(small)]
-    else:
-        chosen = [found for name in wanted for found in _of_family(name, known)]
-    return _drawn(chosen)
+        return [(card, number, small) for card, number, small in known if small.draws and _installed(small)]
+    return [found for name in wanted for found in _of_family(name, known)]
 
 
 def _of_family(name: str, known: Sequence[tuple[str, int, Small]]) -> list[tuple[str, int, Small]]:

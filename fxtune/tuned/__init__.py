@@ -9,11 +9,13 @@ from fxtune.tuned.model import TunedModel
 from fxtune.tuned.observing import observed_capture
 from fxtune.tuned.ownership import tensors
 from fxtune.tuned.recapture import one_capture
+from fxtune.tuned.recipe import Recipe
 from fxtune.tuned.report import Report, RuleOutcome
 from fxtune.tuned.stored import put
 from fxtune.tuned.twin import structural_twin
 
 __all__ = [
+    "Recipe",
     "Report",
     "RuleOutcome",
     "TunedModel",

@@ -74,7 +74,7 @@ class _Referents:
 def _shared(state: Tuning) -> dict[int, tuple[torch.Tensor, str]]:
     """The tuned model's tensors that lie in the original's memory, by id, with their names in the original."""
     names = {place(tensor): name for name, tensor in tensors(state.original) if tensor.numel()}
-    mine = [tensor for _, tensor in tensors(*state.trees())]
+    mine = [tensor for _, tensor in tensors(*state.every_tree())]
     return {id(tensor): (tensor, names[place(tensor)]) for tensor in mine if place(tensor) in names}
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,21 +13,26 @@ from torch import nn
 
 from fxtune.caching import FeatureCache, SplitBatch, cache_features
 from fxtune.errors import CheckpointError, InputError, UnsupportedModelError
+from fxtune.interchange import Format, check_format
+from fxtune.planning import Folding, Place
 from fxtune.saving import Backbone, Made, weights_of, write
 from fxtune.splitting import Features
 from fxtune.tracing import Region
 from fxtune.tuned.attributes import attribute_of_original, tuned_class
 from fxtune.tuned.checkpointing import CheckpointingNames
 from fxtune.tuned.copying import copied_state, dump_state, load_state
+from fxtune.tuned.exporting import save_as_diffusers, save_as_peft
 from fxtune.tuned.gates import gates, prompt_rows
 from fxtune.tuned.gradients import GradientReport, gradient_report
 from fxtune.tuned.groups import parameter_groups
 from fxtune.tuned.guard import run
 from fxtune.tuned.halves import check_bypass, split_for, split_of
 from fxtune.tuned.hooks import refuse_dead_hooks
+from fxtune.tuned.merging import merged, unmerged
 from fxtune.tuned.observing import RUN_HOOKS
 from fxtune.tuned.ownership import apply_once, make_private, set_trainable
 from fxtune.tuned.report import Report
+from fxtune.tuned.sets import add_set, set_named, without_tuners
 from fxtune.tuned.stored import own_tensors
 from fxtune.tuned.tuning import Tuning
 
@@ -59,7 +65,9 @@ class TunedModel(CheckpointingNames, nn.Module):
         blocks: the module paths of the Blocks, for gradient checkpointing.
         batchnorm: ``frozen`` keeps running statistics as they are; ``track`` lets private copies of them move.
         inplace: train original weights in the original's memory instead of private copies.
-        made: how it came to be; without it, it cannot be saved.
+        made: how it came to be; without it, it can be neither saved nor merged.
+        tuners: where each tuner stands, by its module path.
+        folding: which of them can go into weights.
 
     Raises:
         PlanError: `trains` names a parameter that does not exist.
@@ -87,9 +95,23 @@ class TunedModel(CheckpointingNames, nn.Module):
         batchnorm: Literal["frozen", "track"] = "frozen",
         inplace: bool = False,
         made: Made | None = None,
+        tuners: Mapping[str, Place] | None = None,
+        folding: Folding | None = None,
     ) -> None:
         trains = list(trains)
-        state = Tuning(original, twin, {"forward": [graph]}, rewrite, head, tuple(blocks), report, batchnorm, made)
+        state = Tuning(
+            original,
+            twin,
+            {"forward": [graph]},
+            rewrite,
+            head,
+            tuple(blocks),
+            report,
+            batchnorm,
+            made,
+            tuners or {},
+            folding or Folding(),
+        )
         set_trainable(graph, trains)
         if not inplace:
             make_private(original, state.trees(), lambda _, tensor: tensor.requires_grad)
@@ -236,21 +258,134 @@ class TunedModel(CheckpointingNames, nn.Module):
             shard_bytes=shard_bytes,
         )
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, *, format: Format = "fxtune") -> None:
         """Write the tuners, and what else trains or has moved, for `fxtune.load`.
 
-        One file has all that loading needs, `tuners.safetensors`: the weights, and in its header the resolved rules and
-        a fingerprint of the backbone. An earlier one gives way in one step, so that a killed save loses nothing. The
-        rules stand beside it once more, as files to be read and used elsewhere.
+        ==============  ===========================================================================================
+        ``fxtune``      Everything. One file has all that loading needs, `tuners.safetensors`: the weights, and in
+                        its header the resolved rules and a fingerprint of the backbone. An earlier one gives way in
+                        one step, so that a killed save loses nothing. The rules stand beside it once more, as files
+                        to be read and used elsewhere.
+        ``peft``        LoRA on linear modules, and whole modules or biases that train beside it: what
+                        ``peft.PeftModel.from_pretrained`` loads on the plain model (with the new head on it, if there
+                        is one). A save that is cut short leaves a folder that is refused.
+        ``diffusers``   LoRA on a model of a diffusers pipeline: what ``pipeline.load_lora_weights`` loads.
+        ==============  ===========================================================================================
+
+        Args:
+            folder: where it is written; it is made if there is none.
+            format: the form. Only fxtune's own knows the backbone again and gives back the rules as they were.
 
         Raises:
-            CheckpointError: the folder can't be written to.
+            CheckpointError: the folder can't be written to; or the form cannot hold what this model is: what and where.
         """
         state = self._fxtune
         if state.made is None:
             raise CheckpointError("this tuned model cannot be saved", found="it was not made by fxtune.apply")
+        if state.unmerged is not None:
+            raise CheckpointError(
+                "this tuned model cannot be saved as it is",
+                found="its tuners are in the weights",
+                fix="call unmerge() first; or store the plain model: tuned.state_dict()",
+            )
+        form = check_format(format)
+        if form == "peft":
+            return save_as_peft(self, state.original, state.made, Path(folder))
+        if form == "diffusers":
+            return save_as_diffusers(self, state.original, state.made, Path(folder))
         backbone = Backbone(computing=state.made.computing, weights=weights_of(state.original))
         write(Path(folder), own_tensors(self, state.original), state.made.origin, backbone)
+
+    def merge(self) -> TunedModel:
+        """Put every tuner that can go there (lora, ssf, bitfit on single operations) into the weights that it changes.
+
+        What the model computes stays the same up to rounding, at the cost of the original: such tuners are gone from
+        its graph and its state_dict, which fits the plain model where all of them are. Others stay beside;
+        ``print(tuned.report())`` tells which, and why. The weights are the tuned model's own: the original's stay as
+        they are, and a tied weight is parted from the one that it is tied to. Dropout of a tuner is not in them.
+
+        Returns:
+            The tuned model itself.
+
+        Raises:
+            PlanError: no tuner can go into weights, and why; or it is merged already.
+        """
+        self._renew(merged(self._fxtune))
+        return self
+
+    def unmerge(self) -> TunedModel:
+        """Take the tuners out of the weights again: these are the very tensors that they were, bit for bit.
+
+        Returns:
+            The tuned model itself. What else has been trained or set since stays.
+
+        Raises:
+            PlanError: it is not merged.
+        """
+        self._renew(unmerged(self._fxtune))
+        return self
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The names of the sets of tuners; the one in use is `used`."""
+        return tuple(self._fxtune.sets)
+
+    @property
+    def used(self) -> str:
+        """The name of the set of tuners in use: ``default`` is the one that the model was made with."""
+        return self._fxtune.name
+
+    def add(self, name: str, other: TunedModel) -> TunedModel:
+        """Take in the tuners of another tuned model of the same original, to be used in turn with these::
+
+            tuned = fxtune.load(model, "out/birds").add("cars", fxtune.load(model, "out/cars"))
+            tuned.use("cars")
+
+        The backbone is in memory once. What either has trained stays its own, a head too. Moving, copying and casting
+        go for all sets; `save`, `merge`, training and the state_dict for the one in use.
+
+        Args:
+            name: of the set.
+            other: the tuned model, of one set. It stays usable and holds the same tensors.
+
+        Returns:
+            The tuned model itself, which still uses the tuners that it used.
+
+        Raises:
+            PlanError: the name is taken, or the other is tuned on another original.
+        """
+        add_set(self._fxtune, name, other._fxtune)
+        return self
+
+    def use(self, name: str) -> TunedModel:
+        """Compute with the set of tuners of this name from now on; mode and checkpointing stay as they are.
+
+        Returns:
+            The tuned model itself.
+
+        Raises:
+            PlanError: there is no such set; the nearest one.
+        """
+        _adopt(self, set_named(self._fxtune, name))
+        return self
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """While on, no tuner does anything: the model computes what its backbone does, and its head, trained or not.
+
+        The graph without tuners is captured when that is first asked for.
+        """
+        before = self._fxtune
+        _adopt(self, without_tuners(before))
+        try:
+            yield
+        finally:
+            _adopt(self, before)
+
+    def _renew(self, state: Tuning) -> None:
+        """Take another variant of the set in use in its place."""
+        _adopt(self, state)
+        state.sets[state.name] = state
 
     def strip(self) -> nn.Module:
         """The original, bit-equal and with its flags as they were. The tuned model stays usable."""
@@ -291,7 +426,7 @@ class TunedModel(CheckpointingNames, nn.Module):
         return nn.Module.load_state_dict(self, state_dict, strict=strict)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> TunedModel:
-        apply_once(self._fxtune.trees() if recurse else [], fn)
+        apply_once(self._fxtune.every_tree() if recurse else [], fn)
         return self
 
     def _replicate_for_data_parallel(self) -> TunedModel:
@@ -331,6 +466,11 @@ class TunedModel(CheckpointingNames, nn.Module):
 def _assemble(tuned: TunedModel, state: Tuning) -> None:
     """Make the first graph's tree the tuned model's own: not a copy of its dicts, but the very dicts."""
     nn.Module.__init__(tuned)
+    _adopt(tuned, state)
+    state.sets.setdefault(state.name, state)
+
+
+def _adopt(tuned: TunedModel, state: Tuning) -> None:
     tuned.training = state.twin.training
     for name in _ROOT_DICTS:
         tuned.__dict__[name] = state.first.__dict__[name]
@@ -351,8 +491,9 @@ def _counts(model: nn.Module) -> tuple[int, int]:
 
 
 def _made(state: Tuning, attributes: dict[str, Any]) -> TunedModel:
-    for graph in state.every_graph():
-        state.dress(graph)
+    for each in state.every_state():
+        for graph in each.every_graph():
+            each.dress(graph)
     tuned = TunedModel.__new__(TunedModel, state.original)
     _assemble(tuned, state)
     tuned.__dict__.update(attributes)

@@ -53,7 +53,7 @@ def observed_capture(
     if kept is not None:
         return kept
     with (
-        _unlocked(twin),
+        unlocked(twin),
         _without_hooks(twin),
         _as_forward(twin, method),
         _noting_calls(twin) as called,
@@ -65,7 +65,8 @@ def observed_capture(
 
 
 @contextlib.contextmanager
-def _unlocked(twin: nn.Module) -> Iterator[None]:
+def unlocked(twin: nn.Module) -> Iterator[None]:
+    """While on, the twin's modules are without what a tuned model has put on them."""
     locks = [(module, name) for module in twin.modules() for name in LOCKS if name in module.__dict__]
     taken = [(module, name, module.__dict__.pop(name)) for module, name in locks]
     try:

@@ -51,9 +51,13 @@ class Report:
         return replace(self, trainable=trainable, total=total)
 
     @property
+    def share(self) -> float:
+        """Of all weights, how many per cent train."""
+        return 100 * self.trainable / self.total if self.total else 0.0
+
+    @property
     def totals(self) -> str:
-        share = 100 * self.trainable / self.total if self.total else 0.0
-        return f"{self.trainable:,} of {self.total:,} weights train ({share:.4f}%)"
+        return f"{self.trainable:,} of {self.total:,} weights train ({self.share:.4f}%)"
 
     def __str__(self) -> str:
         lines = [self.model]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fxtune.saving import Checkpoint
+from fxtune.saving import Stored
 from fxtune.source import nearest
 from fxtune.splitting import TUNERS
 from fxtune.tuned.ownership import place, tensors
@@ -22,14 +22,14 @@ def own_tensors(tuned: nn.Module, original: nn.Module) -> dict[str, Tensor]:
     seen = set()
     for name, tensor in _state(tuned).items():
         key = place(tensor) if tensor.numel() else name
-        own_one = _is_tuners(name) or tensor.requires_grad or _moved(tensor, theirs.get(name))
+        own_one = is_tuners(name) or tensor.requires_grad or _moved(tensor, theirs.get(name))
         if key not in seen and own_one:
             own[name] = tensor
             seen.add(key)
     return own
 
 
-def put(tuned: nn.Module, original: nn.Module, checkpoint: Checkpoint) -> None:
+def put(tuned: nn.Module, original: nn.Module, checkpoint: Stored) -> None:
     """Puts a checkpoint's weights into a new tuned model of the original, all or none.
 
     Raises:
@@ -60,7 +60,7 @@ def _misfit(
     missing = [
         name
         for name, tensor in state.items()
-        if tensor.numel() and place(tensor) not in there and (_is_tuners(name) or _moved(tensor, theirs.get(name)))
+        if tensor.numel() and place(tensor) not in there and (is_tuners(name) or _moved(tensor, theirs.get(name)))
     ]  # of the original's own weights those were stored that trained
     return f"nothing for `{missing[0]}` and {len(missing) - 1} more" if missing else None
 
@@ -70,7 +70,8 @@ def _state(tuned: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _is_tuners(name: str) -> bool:
+def is_tuners(name: str) -> bool:
+    """Whether a state_dict name is a tuner's."""
     return TUNERS in name.split(".")
 
 

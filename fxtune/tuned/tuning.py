@@ -4,7 +4,7 @@ signature.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fxtune.errors import InputError
+from fxtune.planning import Folding, Place
 from fxtune.saving import Made
 from fxtune.tracing import Region
 from fxtune.tuned.checkpointing import checkpoint_blocks, keep_activations, recompute
@@ -29,7 +30,16 @@ _PREPARE = "call tuned.prepare(*inputs) with such inputs first"
 
 @dataclass(eq=False)
 class Tuning:
-    """The state behind a TunedModel, in one object so that its names don't hide the original's attributes."""
+    """The state behind a TunedModel, in one object so that its names don't hide the original's attributes.
+
+    Attributes not told of in TunedModel:
+        graphs: by method, one for each signature of inputs.
+        checkpointing: options with which Blocks are checkpointed, if they are.
+        unmerged: of a merged model, what it was before.
+        plain: without any tuner, once that was asked for.
+        name: under which it is among the sets.
+        sets: every set of tuners on this original, by name, this one too. All of them hold the same dict.
+    """
 
     original: nn.Module
     twin: nn.Module
@@ -40,6 +50,12 @@ class Tuning:
     report: Report
     batchnorm: Literal["frozen", "track"]
     made: Made | None = field(default=None)
+    tuners: Mapping[str, Place] = field(default_factory=dict)
+    folding: Folding = field(default_factory=Folding)
+    unmerged: Tuning | None = field(default=None)
+    plain: Tuning | None = field(default=None)
+    name: str = "default"
+    sets: dict[str, Tuning] = field(default_factory=dict)
     checkpointing: dict[str, Any] | None = field(default=None)
 
     @property
@@ -51,9 +67,25 @@ class Tuning:
         for graphs in self.graphs.values():
             yield from graphs
 
+    def states(self) -> Iterator[Tuning]:
+        """This set of tuners in all its variants."""
+        yield self
+        for variant in (self.unmerged, self.plain):
+            if variant is not None:
+                yield from variant.states()
+
+    def every_state(self) -> Iterator[Tuning]:
+        """All sets of tuners in all their variants."""
+        for state in {id(state): state for state in (self, *self.sets.values())}.values():
+            yield from state.states()
+
     def trees(self) -> list[nn.Module]:
-        """Every module tree that holds the tuned model's tensors."""
-        return [*self.every_graph(), self.twin]
+        """Every module tree that holds the tensors of this set of tuners."""
+        return [tree for state in self.states() for tree in (*state.every_graph(), state.twin)]
+
+    def every_tree(self) -> list[nn.Module]:
+        """Those of all sets."""
+        return [tree for state in self.every_state() for tree in (*state.every_graph(), state.twin)]
 
     def path_in_twin(self, module: Any) -> str | None:
         return next((path for path, candidate in self.twin.named_modules() if candidate is module), None)

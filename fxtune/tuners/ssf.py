@@ -39,3 +39,27 @@ class Ssf(nn.Module):
         """Original form: a layer behind the operation, (B, N, D) to what goes on in its place."""
         z: Tensor = self.scale * y.to(self.scale.dtype) + self.shift
         return z.to(y.dtype)
+
+    def in_weights(self, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Folded: ``s W`` and ``s b + t``, as the method's paper deploys it.
+
+        Args:
+            weight: of the operation, whose first axis is that of the D channels, or None.
+            bias: b, D; or None for an operation that has none.
+
+        Returns:
+            The two tensors to compute with; in the dtype that they had, the bias in the weight's where it is new.
+        """
+        wide = torch.promote_types(self.scale.dtype, _dtype(weight, bias))
+        scale, shift = self.scale.to(wide), self.shift.to(wide)
+        scaled = None if weight is None else weight * scale.view(-1, *[1] * (weight.dim() - 1))
+        moved = shift if bias is None else scale * bias + shift
+        return (
+            None if weight is None or scaled is None else scaled.to(weight.dtype),
+            moved.to(_dtype(bias, weight)),
+        )
+
+
+def _dtype(*tensors: Tensor | None) -> torch.dtype:
+    """That of the first tensor that there is."""
+    return next((tensor.dtype for tensor in tensors if tensor is not None), torch.float32)
