@@ -246,7 +246,7 @@ OTHERS: list[tuple[Callable[..., Any], tuple[tuple[int, ...], ...], tuple[int, .
         ((4, 6, 2, 2),),
         (2, 4, 3, 3),
         "conv_transpose2d",
-        Weights("w", "b", "convolution"),
+        Weights("w", "b", "transposed"),
     ),
     (lambda x, w, b: F.layer_norm(x, (6,), w, b), ((6,), (6,)), (2, 3, 6), "layer_norm", Weights("w", "b", "other")),
     (

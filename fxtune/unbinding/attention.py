@@ -42,8 +42,9 @@ def attention_with_lse(
     (which casts as for `scaled_dot_product_attention`), on meta and fake tensors, in `torch.compile` without graph
     breaks, and in `torch.export`, as one operator where a kernel is used.
 
-    On a CPU, float32 attention whose logits may be beyond 16 is computed in float64 by the same kernel, at twice its
-    time: of larger logits float32 rounds away more than the few eps by which this form may be worse than another.
+    On a CPU, float32 attention whose logits may be beyond 16 is computed in float64 by the same kernel, forward alone,
+    in up to three times its time: of larger logits float32 rounds away more than the few eps by which this form may be
+    worse than another. The plain path keeps to float32.
 
     Args:
         q: B x H x N x d.
