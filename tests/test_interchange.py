@@ -126,11 +126,13 @@ READ: dict[str, dict[str, Any]] = {
     "llama": {"target_modules": "all-linear", "r": 2, "lora_alpha": 16},
     "vit": {"target_modules": r".*\.(qkv|attn\.proj|fc1)", "r": 4, "modules_to_save": ["head"], "lora_dropout": 0.1},
     "unet": {
-        "target_modules": ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "conv_shortcut", "time_emb_proj"],
+        "target_modules": ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "conv_shortcut", "time_emb_proj", "conv1"],
         "r": 4,
         "lora_alpha": 2,
         "init_lora_weights": "gaussian",
     },
+    "resnet": {"target_modules": r".*conv\d|.*downsample\.0|fc", "r": 3, "lora_alpha": 5},
+    "convnext": {"target_modules": r".*\.downsample\.1|.*fc1", "r": 2, "modules_to_save": ["head.fc"]},
 }
 
 
@@ -161,10 +163,13 @@ WRITTEN: dict[str, Any] = {
         {"name": "a", "rules": [{"at": "ffn", "on": ["h", "out"], "insert": {"lora": {"rank": 2, "alpha": 3.5}}}]}
     ],
     "vit": "lora",
+    "resnet": "lora",
 }
 
 
-@pytest.mark.parametrize(("family", "form"), [*((family, "unbound") for family in WRITTEN), ("vit", "original")])
+@pytest.mark.parametrize(
+    ("family", "form"), [*((family, "unbound") for family in WRITTEN), ("vit", "original"), ("resnet", "original")]
+)
 def test_rules_of_ours_are_lora_in_peft(family: str, form: Any, tmp_path: Path) -> None:
     model = plain(family)
     tuned = fxtune.apply(model, WRITTEN[family], form=form, seed=0, example_inputs=((), inputs_of(family, 2)))
@@ -379,8 +384,8 @@ TENSORS: dict[str, tuple[Callable[[dict[str, torch.Tensor]], Any], str]] = {
     "two ranks": (pair((2, 32), (96, 3)), "do not fit each other"),
     "one axis": (pair((2,), (96, 2)), "do not fit each other"),
     "a rank that the config lacks": (pair((3, 32), (96, 3)), "of rank 3, and its config says 2"),
-    "another width": (pair((2, 31), (96, 2)), "which maps 32 channels to 96"),
-    "a kernel": (pair((2, 32, 3, 3), (96, 2, 1, 1)), "which maps 32 channels to 96"),
+    "another width": (pair((2, 31), (96, 2)), "whose weight is 96 x 32"),
+    "a kernel": (pair((2, 32, 3, 3), (96, 2, 1, 1)), "whose weight is 96 x 32"),
     "another head": (lambda t: t.update({"base_model.model.head.weight": torch.ones(4, 31)}), r"of shape \(4, 31\)"),
     "DoRA": (lambda t: t.update({f"{QKV}.lora_magnitude_vector": torch.ones(96)}), "DoRA"),
     "an inner bias": (lambda t: t.update({f"{QKV}.lora_B.bias": torch.ones(96)}), "a bias inside of LoRA"),
@@ -460,15 +465,27 @@ def test_what_newer_versions_switch_off_is_no_matter(saved: Path, vit: nn.Module
 
 def test_modules_without_a_linear_map_are_named(saved: Path, vit: nn.Module, tmp_path: Path) -> None:
     for module, shapes, message in (
-        ("patch_embed.proj", ((2, 3, 8, 8), (32, 2, 1, 1)), "is a convolution, here with a kernel of 8x8"),
+        ("patch_embed.proj", ((2, 3, 8, 7), (32, 2, 1, 1)), r"shape \(2, 3, 8, 7\) .* whose weight is 32 x 3 x 8 x 8"),
         ("blocks.0.norm1", ((2, 32), (32, 2)), "a LayerNorm, computes none by itself"),
-        ("blocks.0.attn.qkv", ((33, 32), (96, 33)), "rank 33 at `blocks.0.attn.qkv`, which maps 32 channels to 96"),
+        ("blocks.0.attn.qkv", ((33, 32), (96, 33)), "rank 33 at `blocks.0.attn.qkv`, whose weight is 96 x 32"),
     ):
         pair = {f"base_model.model.{module}.lora_{half}.weight": torch.ones(shapes[half == "B"]) for half in "AB"}
         save_file(pair, tmp_path / WEIGHTS)
         (tmp_path / CONFIG).write_text(json.dumps({"peft_type": "LORA", "r": len(torch.ones(shapes[0]))}))
         with pytest.raises(CheckpointError, match=message):
             fxtune.load(vit, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:LoRA adapter added to ConvNd layer with groups > 1:UserWarning")
+def test_a_convolution_of_several_groups_is_named(tmp_path: Path) -> None:
+    """PEFT's A reads all channels for each of them: another change than any of the weight."""
+    model = plain("convnext")
+    in_peft(model, target_modules=["stages.0.blocks.0.conv_dw"], r=16).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="conv_dw` is a transposed convolution, or one of several groups"):
+        fxtune.load(model, tmp_path)
+    tuned = fxtune.apply(model, {"rules": [{"at": "convolution", "insert": {"lora": {"rank": 1}}}]})
+    with pytest.raises(CheckpointError, match="a convolution of several groups"):
+        tuned.save(tmp_path / "out", format="peft")
 
 
 def test_an_embedding_is_named(tmp_path: Path) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fxtune import cards
 from fxtune.api.applying import build
 from fxtune.api.drafting import capture_of, rule_sets_for
-from fxtune.interchange import Adapter, Placed, check_others, fitted, rules_of
+from fxtune.interchange import Adapter, Fitted, Placed, check_others, fitted, rules_of
+from fxtune.matching import Sites
+from fxtune.patterns import load_patterns
 from fxtune.planning import Patch
 from fxtune.saving import Origin, described, rule_files
 from fxtune.tracing import call_inputs
 from fxtune.tuned import Recipe, TunedModel, put
+from fxtune.view import view
 
 
 def adapted(model: nn.Module, adapter: Adapter, name: str, example_inputs: Any) -> TunedModel:
@@ -30,8 +34,10 @@ def adapted(model: nn.Module, adapter: Adapter, name: str, example_inputs: Any) 
     """
     check_others(adapter, model)
     head, classes = _new_head(adapter, model)
-    rule_sets = rule_sets_for(model, rules_of(adapter, model, name), {})
     captured = capture_of(model, example_inputs=example_inputs, head=head, num_classes=classes, seed=0)
+    sites = Sites(view(captured.graph), load_patterns(()))
+    at = fitted(adapter, sites, model)
+    rule_sets = rule_sets_for(model, rules_of(adapter, at, model, name), {})
     origin = Origin(
         rules=rule_files(rule_sets),
         head=head,
@@ -39,20 +45,19 @@ def adapted(model: nn.Module, adapter: Adapter, name: str, example_inputs: Any) 
         inputs=None if example_inputs is None else described(*call_inputs(model, example_inputs)),
     )
     recipe = Recipe(rule_sets, captured.head, 0, origin.torch_dtype, origin.form, origin.optimize)
-    sites = recipe.sites(captured.graph)
-    matrices = fitted(adapter, sites, model)
     patch = recipe.plan(captured.graph, sites)[1]
-    weights = {**adapter.others, **_named(patch, matrices)}
+    weights = {**adapter.others, **_named(patch, at)}
     tuned = build(model, captured, recipe, patch, origin)
     put(tuned, model, Placed(adapter.path, weights))
     return tuned
 
 
-def _named(patch: Patch, matrices: dict[str, Any]) -> dict[str, Any]:
+def _named(patch: Patch, at: Mapping[str, Fitted]) -> dict[str, Tensor]:
     """A and B under the names that the tuners give them."""
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for insertion in patch.insertions:
-        weights[f"{insertion.path}.A"], weights[f"{insertion.path}.B"] = matrices[insertion.site.path]
+        found = at[insertion.site.path]
+        weights |= {f"{insertion.path}.A": found.a, f"{insertion.path}.B": found.b}
     return weights
 
 

@@ -16,8 +16,8 @@ class LowRank:
     """What LoRA adds to one weight, ``alpha / r · B A``, as the files hold it.
 
     Attributes:
-        down: A, r x D_in; for a convolution of kernel 1 as well r x D_in x 1 x 1.
-        up: B, D x r; likewise.
+        down: A, r x D_in; for a convolution r x D_in x k x k, also where k is 1.
+        up: B, D x r; for a convolution D x r x 1 x 1.
         alpha: numerator of the factor.
     """
 
@@ -81,15 +81,23 @@ class Placed:
         )
 
 
-def as_matrices(low: LowRank) -> tuple[Tensor, Tensor] | None:
-    """A and B, r x D_in and D x r, as the tuner has them; None where they are no matrices: of a larger kernel, say."""
-    for factor in (low.down, low.up):
-        if factor.ndim < 2 or any(size != 1 for size in factor.shape[2:]):
-            return None
-    return low.down.flatten(1), low.up.flatten(1)
+def as_trained(low: LowRank, reads: tuple[int, ...], width: int) -> tuple[Tensor, Tensor] | None:
+    """A and B as the tuner has them; None where they are of other shapes.
+
+    Args:
+        low: the pair as a file holds it. At kernel 1 the axes of the kernel may be left out.
+        reads: axes of a weight that makes one output: D_in, or D_in x k x k.
+        width: D.
+
+    Returns:
+        A, r x `reads`, and B, D x r.
+    """
+    plain = reads[:1] if all(side == 1 for side in reads[1:]) else reads
+    if low.down.shape[1:] not in (reads, plain) or low.up.shape[:2] != (width, low.rank) or low.up[0, 0].numel() != 1:
+        return None
+    return low.down.reshape(low.rank, *reads), low.up.flatten(1)
 
 
-def as_stored(a: Tensor, b: Tensor, weight: Tensor, alpha: float) -> LowRank:
-    """The way back: the factors with as many axes as the weight that they change."""
-    kernel = (1,) * (weight.ndim - 2)
-    return LowRank(a.reshape(*a.shape, *kernel), b.reshape(*b.shape, *kernel), alpha)
+def as_stored(a: Tensor, b: Tensor, alpha: float) -> LowRank:
+    """The way back: B has as many axes as A."""
+    return LowRank(a, b.reshape(*b.shape, *(1 for _ in a.shape[2:])), alpha)

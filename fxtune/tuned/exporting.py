@@ -10,7 +10,16 @@ from torch import Tensor, nn
 
 from fxtune import cards
 from fxtune.errors import CheckpointError
-from fxtune.interchange import Adapter, LowRank, as_stored, is_module, kept_beside, write_diffusers, write_peft
+from fxtune.interchange import (
+    Adapter,
+    LowRank,
+    as_stored,
+    is_module,
+    kept_beside,
+    reads_of,
+    write_diffusers,
+    write_peft,
+)
 from fxtune.planning import Beside, Insertion
 from fxtune.saving import Made
 from fxtune.tuned.ownership import place, tensors
@@ -70,7 +79,7 @@ def _adapter(tuned: nn.Module, original: nn.Module, made: Made, folder: Path) ->
         path = _module_of(insertion, original)
         if path in maps:
             raise _more(f"two LoRA at `{path}`")
-        maps[path] = _low_rank(tuned.get_submodule(insertion.path), insertion, original.get_parameter(f"{path}.weight"))
+        maps[path] = _low_rank(tuned.get_submodule(insertion.path), insertion)
     dropouts = {float(insertion.settings.get("dropout", 0.0)) for insertion in made.insertions}
     if len(dropouts) > 1:
         raise _more(f"dropouts of {', '.join(map(str, sorted(dropouts)))}, where other libraries have one for all")
@@ -78,10 +87,10 @@ def _adapter(tuned: nn.Module, original: nn.Module, made: Made, folder: Path) ->
     return Adapter(folder, maps, others, dropout=dropouts.pop())
 
 
-def _low_rank(tuner: nn.Module, insertion: Insertion, weight: Tensor) -> LowRank:
+def _low_rank(tuner: nn.Module, insertion: Insertion) -> LowRank:
     a, b = tuner.get_parameter("A"), tuner.get_parameter("B")
     alpha = insertion.settings.get("alpha")
-    return as_stored(a, b, weight, float(a.shape[0] if alpha is None else alpha))
+    return as_stored(a, b, float(a.shape[0] if alpha is None else alpha))
 
 
 def _module_of(insertion: Insertion, original: nn.Module) -> str:
@@ -93,6 +102,8 @@ def _module_of(insertion: Insertion, original: nn.Module) -> str:
         raise _more(f"LoRA at the {site.kind} of `{site.path}`, which is no linear module with a weight of its own")
     if isinstance(insertion.edit, Beside) and insertion.edit.source.node == insertion.edit.output.node:
         raise _more(f"LoRA that reads the output of `{site.path}`")
+    if reads_of(site) is None:
+        raise _more(f"LoRA at `{site.path}`, a convolution of several groups, where PEFT's is another thing")
     module = original.get_submodule(site.path)
     if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and not _is_turned(insertion):
         raise _more(f"LoRA at `{site.path}`, a {type(module).__name__}, which is none of torch's own layers")
@@ -117,7 +128,7 @@ def _check_untied(tuned: nn.Module, others: Mapping[str, Tensor]) -> None:
 
 def _more(found: str) -> CheckpointError:
     return CheckpointError(
-        "other libraries' forms hold LoRA on linear modules, and this tuned model is something else",
+        "other libraries' forms hold LoRA on linear modules and convolutions, and this tuned model is something else",
         found=found,
         fix="save it with format='fxtune', which holds everything",
     )
