@@ -1,7 +1,7 @@
 """The planning room: from rules and sites to a patch."""
 
 from fxtune.planning.attach import Form
-from fxtune.planning.bypass import BypassPlan, Level, Stem, Transition
+from fxtune.planning.bypass import BypassPlan, Level, Stem, Transition, Tuner
 from fxtune.planning.edits import After, Beside, Bias, Core, Edit, InWeights, Note, OnGrid, Prompted, Value
 from fxtune.planning.folds import Fold, Folding
 from fxtune.planning.head import last_linear
@@ -29,6 +29,7 @@ __all__ = [
     "RulePlan",
     "Stem",
     "Transition",
+    "Tuner",
     "Value",
     "last_linear",
     "plan",

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from torch import fx
 
 from fxtune.errors import MatchError, PlanError
 from fxtune.matching import Port, Site, Sites
-from fxtune.planning.bypass import BypassPlan, Level, Resize
+from fxtune.planning.backbone import BACKBONE, backbone
+from fxtune.planning.bypass import BypassPlan
 from fxtune.planning.choose import check_numbers
+from fxtune.planning.levels import check_tuners, goes_between, levels, masked_tokens
+from fxtune.planning.masked import mask_of
 from fxtune.planning.place import Places
 from fxtune.planning.stems import Stems
 from fxtune.planning.trunk import Trunk
 from fxtune.rules import Bypass
-from fxtune.tuners import Placement, maps_widths, offers, refusal
 
 
-def plan_bypass(root: fx.GraphModule, sites: Sites, bypass: Bypass, where: str) -> BypassPlan:
+def plan_bypass(root: fx.GraphModule, sites: Sites, bypass: Bypass, head: str | None, where: str) -> BypassPlan:
     """What a bypass changes in a captured model.
 
     Args:
         root: the captured model.
         sites: its sites.
         bypass: what is asked for, completed.
+        head: module path of the head, if any.
         where: where it was written.
 
     Raises:
@@ -33,13 +35,15 @@ def plan_bypass(root: fx.GraphModule, sites: Sites, bypass: Bypass, where: str) 
         PlanError: it cannot be spliced in; why.
     """
     assert bypass.along and bypass.splice and bypass.transition
-    _check_tuners(bypass, where)
-    every = sites.calls(bypass.along, where=where)
+    check_tuners(bypass, where)
+    every = [backbone(sites, head, where)] if bypass.along == BACKBONE else sites.calls(bypass.along, where=where)
     stems = _chosen(bypass, sites, every, where)
     last = every[-1].output
     ports = [stems[0].input, *(site.output for site in stems)]
-    for before, after in (*itertools.pairwise(ports), (ports[-1], last)):
-        _check_fit(before, after, sites, where)
+    fits = _check_between if any(goes_between(name, "vertical") for name in bypass.vertical or {}) else _check_fit
+    for before, after in itertools.pairwise(ports):
+        fits(before, after, sites, where)
+    _check_fit(ports[-1], last, sites, where)
     if (ports[-1].width, ports[-1].positions) != (last.width, last.positions):
         raise PlanError(
             f"the bypass along {bypass.along} cannot end at `{stems[-1].path}`",
@@ -49,12 +53,19 @@ def plan_bypass(root: fx.GraphModule, sites: Sites, bypass: Bypass, where: str) 
         )
     places = Places(root)
     trunk = Trunk(sites, last.value, where)
-    home = Stems(sites.view, places, ports, last)
+    masked = [masked_tokens(bypass, *pair) for pair in itertools.pairwise(ports)]
+    masks = [
+        mask_of(sites.view, places, site, tokens, where) if tokens else None
+        for site, tokens in zip(stems, masked, strict=True)
+    ]
+    home = Stems(sites.view, places, [*ports, *(mask for mask in masks if mask is not None)], last)
     return BypassPlan(
         text=_told(bypass),
         region=home.region,
         start=home.stem(ports[0]),
-        levels=tuple(_levels(bypass, stems, ports, home)),
+        reduced=bypass.reduce is not None,
+        temperature=bypass.temperature,
+        levels=tuple(levels(bypass, stems, ports, masks, home)),
         output=home.stem(last),
         transition=bypass.transition,
         splice=bypass.splice,
@@ -62,17 +73,6 @@ def plan_bypass(root: fx.GraphModule, sites: Sites, bypass: Bypass, where: str) 
         inputs=trunk.inputs(places),
         trunk=trunk.values,
     )
-
-
-def _check_tuners(bypass: Bypass, where: str) -> None:
-    assert bypass.along
-    for side, insert in bypass.tuners.items():
-        for name in insert:
-            reason = refusal(name, bypass.along)
-            if reason is None and (not offers(name, "forward") or maps_widths(name)):
-                reason = "it is no branch from tokens of one width to tokens of the same"
-            if reason is not None:
-                raise PlanError(f"{name} does not go on a bypass ({side})", found=reason, where=where)
 
 
 def _chosen(bypass: Bypass, sites: Sites, every: Sequence[Site], where: str) -> list[Site]:
@@ -96,29 +96,6 @@ def _chosen(bypass: Bypass, sites: Sites, every: Sequence[Site], where: str) -> 
     )
 
 
-def _levels(bypass: Bypass, stems: Sequence[Site], ports: Sequence[Port], home: Stems) -> Iterator[Level]:
-    for i, (site, before) in enumerate(zip(stems, ports, strict=False)):
-        tuned = bypass.where.refusal(**{**site.facts(), "block": i}) is None
-        yield Level(
-            site=site,
-            stem=home.stem(site.output),
-            tuners={side: _named(insert) for side, insert in bypass.tuners.items()} if tuned else {},
-            place=Placement(width=site.width, heads=site.heads, kind=site.kind, path=site.path),
-            resize=_resize(before, site.output),
-            width_in=before.width if before.width != site.output.width else None,
-        )
-
-
-def _named(insert: Mapping[str, Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]]:
-    return next(iter(insert.items()))
-
-
-def _resize(before: Port, after: Port) -> Resize | None:
-    if before.positions == after.positions:
-        return None
-    return "average" if after.positions < before.positions else "nearest"
-
-
 def _check_fit(before: Port, after: Port, sites: Sites, where: str) -> None:
     """Two levels have as many axes, and only maps change their size."""
     if len(before.shape) == len(after.shape) and (before.positions == after.positions or len(after.shape) == 4):
@@ -132,6 +109,19 @@ def _check_fit(before: Port, after: Port, sites: Sites, where: str) -> None:
     )
 
 
+def _check_between(before: Port, after: Port, sites: Sites, where: str) -> None:
+    """A network between two values gives one vector for all that it reads, or one for each token."""
+    if after.positions == 1 or (len(before.shape) == 3 and before.positions == after.positions):
+        return
+    told = [f"{_size(port)} at {sites.view.values[port.value].place()}" for port in (before, after)]
+    raise PlanError(
+        "a bypass cannot lead from one of these values to the next by a network of its own",
+        found=", then ".join(told),
+        where=where,
+        fix="let it end where one vector stands for a sample, or for each token that it reads",
+    )
+
+
 def _size(port: Port) -> str:
     return f"{port.width} channels of {port.positions} positions on {len(port.shape)} axes"
 
@@ -141,7 +131,10 @@ def _told(bypass: Bypass) -> str:
         insert = bypass.tuners.get(side)
         if insert is None:
             return "the identity"
-        name, settings = _named(insert)
+        ((name, settings),) = insert.items()
         return f"{name}({', '.join(f'{k}={v}' for k, v in settings.items())})"
 
-    return f"bypass along {bypass.along}: horizontal {told('horizontal')}, vertical {told('vertical')}"
+    width = "" if bypass.reduce is None else f" at 1/{bypass.reduce} of the width"
+    mixed = "" if bypass.mixed is None else f", mixed {told('mixed')}"
+    sides = f"horizontal {told('horizontal')}, vertical {told('vertical')}{mixed}"
+    return f"bypass along {bypass.along}{width}: {sides}"

@@ -36,24 +36,11 @@ def _same(grid: Grid, other: Grid | str) -> bool:
 
 
 def _note(tap: Tap, region: str, places: Places, site: Site) -> Note:
-    """The way out of the map's region to the innermost one around both, and in again."""
-    out, into = _calls(tap.region, places, site), _calls(region, places, site)
-    while out and into and out[-1] == into[-1]:
-        out.pop()
-        into.pop()
-    return Note(tap, tuple(out), tuple(reversed(into)))
-
-
-def _calls(region: str, places: Places, site: Site) -> list[Tap]:
-    """The calls from the root to a region, the innermost first."""
-    calls: list[Tap] = []
-    while region:
-        callers = places.callers(region)
-        if len(callers) != 1:
-            raise _refused(site, f"`{region}` is called {len(callers)} times, with images of any size")
-        calls += callers
-        region = callers[0].region
-    return calls
+    """The way of the map's sizes to where they are read."""
+    way = places.way(tap.region, region)
+    if way is None:
+        raise _refused(site, f"a layer between `{tap.region}` and `{region}` is called several times, for any size")
+    return Note(tap, *way)
 
 
 def _refused(site: Site, found: str) -> PlanError:

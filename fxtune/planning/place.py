@@ -53,6 +53,26 @@ class Places:
         called = (node for node in graph.nodes if node.op == "call_module")
         return [Tap(outer, node.name) for node in called if join(outer, str(node.target)) == region]
 
+    def way(self, start: str, end: str) -> tuple[tuple[Tap, ...], tuple[Tap, ...]] | None:
+        """The way of a value from one region to another: the calls that hand it out of `start`, from the innermost on,
+        and those that then take it in. None where a region on the way is called more than once.
+        """
+        out, into = self._calls(start), self._calls(end)
+        while out and into and out[-1] == into[-1]:
+            out.pop()
+            into.pop()
+        if any(len(self.callers(join(call.region, str(self.node(call).target)))) != 1 for call in (*out, *into)):
+            return None
+        return tuple(out), tuple(reversed(into))
+
+    def _calls(self, region: str) -> list[Tap]:
+        """The first calls of a region and of those around it, the innermost first."""
+        calls: list[Tap] = []
+        while region:
+            calls.append(self.callers(region)[0])
+            region = calls[-1].region
+        return calls
+
     @cached_property
     def _regions(self) -> set[str]:
         return {path for path, module in self.root.named_modules() if isinstance(module, fx.GraphModule)}

@@ -21,7 +21,7 @@ from fxtune.planning.place import Places
 from fxtune.planning.training import trained_names
 from fxtune.planning.trunk import check_reached
 from fxtune.rules import Rule, RuleSet
-from fxtune.tuners import Placement, reads_output, refusal, spans_sites
+from fxtune.tuners import Placement, reads_mask, reads_output, refusal, spans_sites
 
 
 def plan(
@@ -49,7 +49,7 @@ def plan(
         PlanError: what a rule asks for cannot be done at a site; where and why.
         PatternError: a rule names an unknown pattern.
     """
-    planner = _Planner(root, sites, form)
+    planner = _Planner(root, sites, form, head)
     rules = tuple(
         planner.rule(rule, rule_set.place(i), number) for number, (rule_set, i, rule) in enumerate(_numbered(rule_sets))
     )
@@ -78,8 +78,8 @@ def _numbered(rule_sets: Sequence[RuleSet]) -> Iterator[tuple[RuleSet, int, Rule
 
 
 class _Planner:
-    def __init__(self, root: fx.GraphModule, sites: Sites, form: Form) -> None:
-        self.root, self.sites, self.form = root, sites, form
+    def __init__(self, root: fx.GraphModule, sites: Sites, form: Form, head: str | None) -> None:
+        self.root, self.sites, self.form, self.head = root, sites, form, head
         self.places = Places(root)
         self.attachments = Attachments(sites, self.places, form)
         self.labels: Counter[str] = Counter()
@@ -88,6 +88,13 @@ class _Planner:
         reason = refusal(rule.tuner, rule.target)
         if reason is not None:
             raise PlanError(f"{rule.tuner} does not go on {rule.target}", found=reason, where=where)
+        if reads_mask(rule.tuner):
+            raise RuleError(
+                f"{rule.tuner} goes on a bypass alone",
+                found=f"a rule at {rule.target}: beside single units no tuner is given their mask",
+                where=where,
+                fix="name it under `bypass:`",
+            )
         if reads_output(rule.tuner) and rule.reads == "input":
             raise RuleError(
                 f"{rule.tuner} changes what an operation gives, and this rule lets it read what it is given",
@@ -119,7 +126,7 @@ class _Planner:
                     where=where,
                     fix="leave form='original' out",
                 )
-            return plan_bypass(self.root, self.sites, bypass.completed(), where)
+            return plan_bypass(self.root, self.sites, bypass.completed(), self.head, where)
         return None
 
     def _insertions(self, rule: Rule, sites: Sequence[Site], number: int, where: str) -> tuple[Insertion, ...]:

@@ -33,17 +33,19 @@ class Stems:
     def stem(self, port: Port) -> Stem:
         """How a value comes to the region."""
         copied = port.value in self._overwritten
-        reachable = [tap for tap in self._known(port) if self._calls(tap) is not None]
+        reachable = [(tap, way) for tap in self._known(port) if (way := self._way(tap, self.region)) is not None]
         # A copy is taken where the value is computed; else the way is as short as can be.
-        tap = reachable[0] if copied else min(reachable, key=lambda tap: len(tap.region))
-        return Stem(tap, self._calls(tap) or (), port.channel_axis, len(port.shape), copied)
+        tap, (out, into) = reachable[0] if copied else min(reachable, key=lambda found: sum(map(len, found[1])))
+        return Stem(tap, out, into, port.channel_axis, len(port.shape), copied, port.width)
 
     def _home(self, ports: Sequence[Port], output: Port) -> str:
+        """The first region that holds the output and to which all others come: handed out on the way if that can be,
+        else taken in, too."""
         outputs = [tap.region for tap in self.places.ways_out(output.taps)]
-        for region in outputs:
-            self.region = region
-            if all(any(self._calls(tap) is not None for tap in self._known(port)) for port in (*ports, output)):
-                return region
+        for taken_in in (False, True):
+            for region in outputs:
+                if all(self._comes(port, region, taken_in=taken_in) for port in (*ports, output)):
+                    return region
         computed = ", ".join(map(str, output.taps)) or "a place inside a folded module"
         repeated = [str(tap) for tap in output.taps if len(self.view.tapped[tap]) > 1]
         raise PlanError(
@@ -57,14 +59,9 @@ class Stems:
         """Where a value stands, and no other call's value."""
         return [tap for tap in port.taps if self.view.tapped[tap] == [port.value]]
 
-    def _calls(self, tap: Tap) -> tuple[Tap, ...] | None:
-        """The calls from a tapped value's region out to the bypass's; None where there is no way."""
-        calls: list[Tap] = []
-        region = tap.region
-        while region != self.region:
-            found = self.places.callers(region)
-            if len(found) != 1:
-                return None
-            calls.append(found[0])
-            region = found[0].region
-        return tuple(calls)
+    def _comes(self, port: Port, region: str, *, taken_in: bool) -> bool:
+        ways = (self._way(tap, region) for tap in self._known(port))
+        return any(way is not None and (taken_in or not way[1]) for way in ways)
+
+    def _way(self, tap: Tap, region: str) -> tuple[tuple[Tap, ...], tuple[Tap, ...]] | None:
+        return self.places.way(tap.region, region)

@@ -17,11 +17,11 @@ from fxtune.view import Tap, join
 def hand_out(stems: Sequence[Stem], changes: Changes) -> list[fx.Node]:
     """The nodes that hold these stems in the region where they are read.
 
-    Every region between returns a tuple: its own result first, then what it hands out.
+    Every region that hands one out returns a tuple: its own result first, then what it hands out.
     """
     # A call whose result becomes a tuple gets a node for its own result, which a stem may be: so those come last.
-    handed = {id(stem): _handed(stem, changes) for stem in stems if stem.calls}
-    return [handed[id(stem)] if stem.calls else _read(stem, changes) for stem in stems]
+    handed = {id(stem): _handed(stem, changes) for stem in stems if stem.out or stem.into}
+    return [handed[id(stem)] if id(stem) in handed else _read(stem, changes) for stem in stems]
 
 
 def hand_note(note: Note, changes: Changes) -> fx.Node:
@@ -41,7 +41,10 @@ def hand_note(note: Note, changes: Changes) -> fx.Node:
 
 
 def _handed(stem: Stem, changes: Changes) -> fx.Node:
-    return _out(_read(stem, changes), changes.region(stem.tap.region), stem.calls, changes)
+    node = _out(_read(stem, changes), changes.region(stem.tap.region), stem.out, changes)
+    for call in stem.into:
+        node = _taken_in(node, call, changes)
+    return node
 
 
 def _out(node: fx.Node, growing: Growing, calls: Sequence[Tap], changes: Changes) -> fx.Node:
@@ -60,6 +63,7 @@ def _taken_in(node: fx.Node, call: Tap, changes: Changes) -> fx.Node:
     *_, last = (own for own in inner.graph.nodes if own.op == "placeholder")
     with inner.graph.inserting_after(last):
         taken = inner.graph.placeholder(node.name)
+    taken.target = taken.name  # the region may have another input of that name
     taken.meta["val"] = node.meta.get("val")
     return taken
 

@@ -12,9 +12,9 @@ def to_tokens(x: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def from_tokens(tokens: torch.Tensor, like: torch.Tensor, axis: int) -> torch.Tensor:
-    """Tokens B x N x D in the shape of `like`, which has its channels on `axis`."""
+    """Tokens B x N x D in the layout of `like`, which has its channels on `axis`, and may have others."""
     shape = like.movedim(axis, -1).shape
-    return tokens.reshape(shape).movedim(-1, axis)
+    return tokens.reshape(*shape[:-1], tokens.shape[-1]).movedim(-1, axis)
 
 
 def to_map(x: torch.Tensor, axis: int) -> torch.Tensor:

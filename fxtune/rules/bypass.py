@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,17 +11,20 @@ from fxtune.rules.where import Where
 
 Splice = Literal["replace", "gated"]
 Transition = Literal["bottleneck", "linear"]
+SIDES = ("horizontal", "vertical", "mixed")
+"""Where a level can have tuners: on the stem, on what comes from the level before, on the mix of both."""
 
 
 class Bypass(BaseModel):
-    """A branch that runs beside the network and never back into it: ``λ H(x_l) + (1 - λ) V(x_b)``, a level a site."""
+    """A branch that runs beside the network, never back into it: ``M(λ H(x_l) + (1 - λ) V(x_b))``, a level a site."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     along: str | None = Field(
         default=None,
         min_length=1,
-        description="a pattern; it runs beside its sites. Left out: as the model card says, else `block`",
+        description="a pattern; it runs beside its sites. Or `backbone`: beside the whole network before the head, as "
+        "one site. Left out: as the model card says, else `block`",
     )
     stems: Where = Field(
         default=Where(),
@@ -33,6 +36,15 @@ class Bypass(BaseModel):
     )
     horizontal: Insert | None = Field(default=None, description="a tuner on each stem; none when left out")
     vertical: Insert | None = Field(default=None, description="a tuner on what comes from the level before, likewise")
+    mixed: Insert | None = Field(default=None, description="a tuner on the mix of both, likewise")
+    reduce: Annotated[int, Field(ge=2, strict=True)] | None = Field(
+        default=None,
+        description="r: it runs at 1/r of the network's width. A linear map brings each stem there, and a norm and a "
+        "linear map behind the last level bring the result back. At the full width when left out",
+    )
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        default=1.0, description="τ of the mix: λ is the sigmoid of θ/τ"
+    )
     splice: Splice | None = Field(
         default=None,
         description="`replace`: the result stands for the last site's output; `gated`: it joins that through a number "
@@ -46,8 +58,8 @@ class Bypass(BaseModel):
 
     @property
     def tuners(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """The tuners that it has: ``horizontal`` and ``vertical``, each ``{name: settings}``."""
-        return {side: insert for side in ("horizontal", "vertical") if (insert := getattr(self, side)) is not None}
+        """The tuners that it has: ``horizontal``, ``vertical``, ``mixed``, each ``{name: settings}``."""
+        return {side: insert for side in SIDES if (insert := getattr(self, side)) is not None}
 
     def completed(
         self,

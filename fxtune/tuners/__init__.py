@@ -14,14 +14,26 @@ from fxtune.tuners import (  # noqa: F401 - importing registers them
     res_adapter,
     res_prefix,
     res_prompt,
+    side_block,
+    side_network,
     ssf,
     vpt,
 )
 from fxtune.tuners.attaching import attached_by
 from fxtune.tuners.building import build, drawn, refusal, settings
-from fxtune.tuners.bypass import ChannelMap, GatedSplice, Mix
+from fxtune.tuners.bypass import ChannelMap, GatedSplice, Mix, Widened
 from fxtune.tuners.placement import Placement
-from fxtune.tuners.registry import joins_rows, maps_widths, names, offers, reads_output, shipped, spans_sites, tuner
+from fxtune.tuners.registry import (
+    joins_rows,
+    maps_widths,
+    names,
+    offers,
+    reads_mask,
+    reads_output,
+    shipped,
+    spans_sites,
+    tuner,
+)
 from fxtune.tuners.resolving import resolve
 from fxtune.tuners.rows import RowsInSoftmax, rows_through, seen_by_prompts
 
@@ -31,6 +43,7 @@ __all__ = [
     "Mix",
     "Placement",
     "RowsInSoftmax",
+    "Widened",
     "attached_by",
     "build",
     "drawn",
@@ -38,6 +51,7 @@ __all__ = [
     "maps_widths",
     "names",
     "offers",
+    "reads_mask",
     "reads_output",
     "refusal",
     "resolve",

@@ -30,11 +30,17 @@ class Placement:
     """Width of one of them; 0 where the tuner takes part in no attention."""
     grid: tuple[int, ...] = ()
     """Height and width of the map whose positions the tokens are, in the example where images may be of any size; of a
-    tuner on maps that reads tokens."""
+    tuner on maps that reads tokens, and of one between two values of a bypass that reads a map."""
     prefix: int = 0
     """How many tokens stand before them: class, distillation, registers."""
     convolution: Convolution | None = None
     """Kernel, stride, padding, dilation and groups of the convolution whose map the tuner reads; else None."""
+    axes: int = 3
+    """Of what the tuner reads on a bypass, before it is laid as tokens: 3 of tokens, 4 of a map."""
+    causal: bool = False
+    """Whether the attention whose mask the tuner is given masks causally beside it."""
+    pools: bool = False
+    """Whether a tuner between two values of a bypass gives one position for all that it reads."""
 
     def __post_init__(self) -> None:
         if self.width_in == 0:

@@ -42,6 +42,17 @@ A class that has both and `maps_widths = True` goes beside a convolution with `o
 `place.convolution` tells kernel, stride, padding, dilation and groups: it maps what the convolution reads,
 B x D_in x H x W (or other positions), to what is added to its output, B x D x H' x W'.
 
+On a bypass a class with ``reads_mask = True`` attends to tokens as the unit beside it does: it is called with `x` and,
+where that unit's attention has one, its mask, boolean or added to the logits, B x 1 x N x N or of one query for all;
+`place.causal` tells of a causal one beside it. Further methods are for a bypass alone:
+
+=============================  =======================================================================================
+``on_map(x)``                  in `mixed` of a level whose stem is a map: x and the result are maps
+``between(x)``                 in `vertical`: all that leads from one value of the bypass to the next; x comes as it is,
+                               tokens or a map (`place.axes`), and the result is tokens, B x N x D, or one for all of
+                               them (`place.pools`), B x 1 x D
+=============================  =======================================================================================
+
 A tuner whose `prompts` (P x D) join the sequence as rows derives from `RowsInSoftmax`.
 """
 
@@ -145,6 +156,15 @@ def reads_output(name: str) -> bool:
     return bool(getattr(find(name).cls, "reads_output", False))
 
 
+def reads_mask(name: str) -> bool:
+    """Whether the tuner `name` attends to tokens as the unit beside it does: on a bypass, where it is given the mask.
+
+    Raises:
+        RuleError: no tuner is called so; the closest names.
+    """
+    return bool(getattr(find(name).cls, "reads_mask", False))
+
+
 def joins_rows(name: str) -> bool:
     """Whether the tuner `name` puts its `prompts` into the sequence.
 
@@ -192,7 +212,7 @@ def _entry(name: str, cls: Any) -> Entry:
     taken = _entries.get(name)
     if taken and (taken.cls.__module__, taken.cls.__qualname__) != (cls.__module__, cls.__qualname__):
         raise refuse(f"the name is taken by {taken.cls!r}", "choose another name")
-    if cls.forward is nn.Module.forward and not hasattr(cls, "attend") and not hasattr(cls, "on_map"):
+    if cls.forward is nn.Module.forward and not any(hasattr(cls, way) for way in ("attend", "on_map", "between")):
         raise refuse("it has no forward", "define forward(self, x), tokens (B, N, D) to tokens (B, N, D)")
     refuses = getattr(cls, "refuses", {})
     if not isinstance(refuses, Mapping) or not all(isinstance(text, str) for pair in refuses.items() for text in pair):
