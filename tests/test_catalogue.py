@@ -10,7 +10,7 @@ from torch import nn
 import fxtune
 from families import FAMILIES, build
 
-EVERYWHERE = ["full", "linear", "bitfit", "ssf", "res_bypass"]
+EVERYWHERE = ["full", "linear", "bitfit", "ssf", "res_bypass", "side_tuning", "lst at 1/4"]
 TOKENS = ["adapter", "prefix", "lora", "dual_res", "tri_res"]
 MUST_APPLY = {
     "vit": [*EVERYWHERE, *TOKENS, "adapter_houlsby", "vpt_shallow", "vpt_deep", "adaptformer", "mam_adapter"],
@@ -19,8 +19,13 @@ MUST_APPLY = {
     "resnet": [*EVERYWHERE, "single_adapter_block", "lora"],
     "unet": ["full", "bitfit", "ssf", "res_bypass", *TOKENS, "prompt", "lora on convolutions"],
 }
-OWN: dict[str, Any] = {"lora on convolutions": {"rules": [{"at": "convolution", "insert": {"lora": {"rank": 4}}}]}}
-"""Rules that are not shipped."""
+OWN: dict[str, Any] = {
+    "lora on convolutions": {"rules": [{"at": "convolution", "insert": {"lora": {"rank": 4}}}]},
+    "lst at 1/4": {"bypass": {"reduce": 4, "temperature": 0.1, "mixed": "side_block"}},
+}
+"""Rules that are not shipped: a ladder at 1/16 of such small widths would be of two channels."""
+SMALLER: dict[str, Any] = {"side_tuning": {"layers": [[16, 3, 2, 1], [32, 3, 2, 1]], "positions": 4}}
+"""Settings for small images."""
 RATES = {"full": 1e-3, "ssf": 0.03, "bitfit": 0.03, "prefix": 0.1, "prompt": 0.1, "vpt_shallow": 0.3, "vpt_deep": 0.1}
 """A factor, a bias or a row changes little by itself, and a whole network much."""
 MUST_APPLY["vit"] += ["convpass"]  # what needs patches
@@ -34,7 +39,7 @@ def test_every_cell_trains_and_comes_back(family: str, method: str, tmp_path: Pa
     model, known = awake(family), FAMILIES[family]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     inputs = known.inputs(8)
-    tuned = fxtune.apply(model, OWN.get(method, method), seed=1, example_inputs=((), inputs)).train()
+    tuned = fxtune.apply(model, OWN.get(method, method), seed=1, example_inputs=((), inputs), **SMALLER.get(method, {})).train()
     head = tuned.get_submodule(known.head)
     if method != "linear":
         head.requires_grad_(False)

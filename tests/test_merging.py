@@ -53,7 +53,7 @@ def same_bits(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 # ---- every family ----------------------------------------------------------------------------------------------------
 
-LINEAR = {"name": "lora_everywhere", "train": ["tuners"], "rules": [{"at": "linear", "insert": "lora"}]}
+LINEAR = {"name": "lora_everywhere", "train": ["tuners"], "rules": [{"at": "linear", "insert": {"lora": {"rank": 3}}}]}
 METHODS = {"lora": LINEAR, "ssf": "ssf", "bitfit": "bitfit"}
 MIXED = ["ssf", LINEAR, "bitfit"]
 CELLS = [(family, method) for family in FAMILIES for method in (*METHODS, "mixed")]

@@ -16,7 +16,7 @@ def backbone(sites: Sites, head: str | None, where: str) -> Site:
     """The site from what enters the network to what its head reads, the final features.
 
     It reads the model's first floating input of three axes or more, an image say; where there is none, what an
-    embedding makes of the model's first input, a text. Its mask and heads are those of the first Block's attention.
+    embedding makes of the model's first input, a text. Its heads are those of the first attention.
 
     Args:
         sites: the model's sites.
@@ -33,7 +33,7 @@ def backbone(sites: Sites, head: str | None, where: str) -> Site:
     entry = _entry(view)
     if entry is None:
         raise _refused("no input that is an image, or that an embedding reads", where)
-    first = next((site for site in sites.calls("block") if site.attention is not None), None)
+    first = next(iter(sites.calls("mha")), None)
     return Site(
         kind=BACKBONE,
         variant="",
@@ -44,7 +44,7 @@ def backbone(sites: Sites, head: str | None, where: str) -> Site:
         input=entry,
         output=features,
         heads=first.heads if first else 1,
-        attention=first.attention if first else None,
+        attention=None,
         names={},
     )
 

@@ -13,7 +13,7 @@ from fxtune.planning.backbone import BACKBONE, backbone
 from fxtune.planning.bypass import BypassPlan
 from fxtune.planning.choose import check_numbers
 from fxtune.planning.levels import check_tuners, goes_between, levels, masked_tokens
-from fxtune.planning.masked import mask_of
+from fxtune.planning.masked import Seen, seen_in
 from fxtune.planning.place import Places
 from fxtune.planning.stems import Stems
 from fxtune.planning.trunk import Trunk
@@ -53,19 +53,19 @@ def plan_bypass(root: fx.GraphModule, sites: Sites, bypass: Bypass, head: str | 
         )
     places = Places(root)
     trunk = Trunk(sites, last.value, where)
-    masked = [masked_tokens(bypass, *pair) for pair in itertools.pairwise(ports)]
-    masks = [
-        mask_of(sites.view, places, site, tokens, where) if tokens else None
-        for site, tokens in zip(stems, masked, strict=True)
+    seen = [
+        _seen(bypass, sites, places, site, pair, where)
+        for site, pair in zip(stems, itertools.pairwise(ports), strict=True)
     ]
-    home = Stems(sites.view, places, [*ports, *(mask for mask in masks if mask is not None)], last)
+    masks = [one.mask for one in seen if one.mask is not None]
+    home = Stems(sites.view, places, [*ports, *masks], last)
     return BypassPlan(
         text=_told(bypass),
         region=home.region,
         start=home.stem(ports[0]),
         reduced=bypass.reduce is not None,
         temperature=bypass.temperature,
-        levels=tuple(levels(bypass, stems, ports, masks, home)),
+        levels=tuple(levels(bypass, stems, ports, seen, home)),
         output=home.stem(last),
         transition=bypass.transition,
         splice=bypass.splice,
@@ -73,6 +73,12 @@ def plan_bypass(root: fx.GraphModule, sites: Sites, bypass: Bypass, head: str | 
         inputs=trunk.inputs(places),
         trunk=trunk.values,
     )
+
+
+def _seen(bypass: Bypass, sites: Sites, places: Places, site: Site, ends: tuple[Port, Port], where: str) -> Seen:
+    """What a level's tuners may attend to, if any of them attends to tokens."""
+    tokens = masked_tokens(bypass, *ends)
+    return Seen() if tokens is None else seen_in(sites, places, site, tokens, where)
 
 
 def _chosen(bypass: Bypass, sites: Sites, every: Sequence[Site], where: str) -> list[Site]:

@@ -8,6 +8,7 @@ from typing import Any
 from fxtune.errors import PlanError
 from fxtune.matching import Port, Site
 from fxtune.planning.bypass import Level, Resize, Stem, Tuner
+from fxtune.planning.masked import Seen
 from fxtune.planning.stems import Stems
 from fxtune.rules import Bypass
 from fxtune.tuners import Placement, maps_widths, offers, reads_mask, refusal
@@ -42,7 +43,7 @@ def masked_tokens(bypass: Bypass, before: Port, after: Port) -> Port | None:
 
 
 def levels(
-    bypass: Bypass, stems: Sequence[Site], ports: Sequence[Port], masks: Sequence[Port | None], home: Stems
+    bypass: Bypass, stems: Sequence[Site], ports: Sequence[Port], seen: Sequence[Seen], home: Stems
 ) -> Iterator[Level]:
     """The levels, in the order of computation.
 
@@ -50,24 +51,23 @@ def levels(
         bypass: what is asked for.
         stems: the sites whose outputs it reads.
         ports: x_0 to x_L.
-        masks: of the stems' attentions, where tuners read them.
+        seen: what the tuners of each level may attend to.
         home: the region of the bypass.
     """
-    for i, (site, before, mask) in enumerate(zip(stems, ports, masks, strict=False)):
+    for i, (site, before, own) in enumerate(zip(stems, ports, seen, strict=False)):
         stem = home.stem(site.output)
         tuned = bypass.where.refusal(**{**site.facts(), "block": i}) is None
         tuners = {side: _tuner(side, insert, stem) for side, insert in bypass.tuners.items()} if tuned else {}
         between = "vertical" in tuners and tuners["vertical"].method == "between"
         width, width_in = (_reduced(port.width, bypass) for port in (site.output, before))
         told = _between(before, site.output, width_in, home.view) if between else {"axes": stem.rank}
-        causal = site.attention is not None and site.attention.causal
-        place = Placement(width=width, heads=site.heads, kind=site.kind, path=site.path, causal=causal, **told)
+        place = Placement(width=width, heads=site.heads, kind=site.kind, path=site.path, causal=own.causal, **told)
         yield Level(
             site=site,
             stem=stem,
             tuners=tuners,
             place=place,
-            mask=home.stem(mask) if mask is not None and tuners else None,
+            mask=home.stem(own.mask) if own.mask is not None and tuners else None,
             resize=None if between else _resize(before, site.output),
             width_in=None if between or width_in == width else width_in,
         )

@@ -30,7 +30,7 @@ def mask_rows(
             place.
     """
     if attention.product is None:
-        if (mask := _mask(view.values[attention.core])) is not None:
+        if (mask := fused_mask(view.values[attention.core])) is not None:
             node = next((tap.node for tap in mask.taps if tap.region == region), None)
             if node is None:
                 raise refused(f"an attention on their way has a mask of its own: {mask.place()}")
@@ -46,7 +46,7 @@ def mask_rows(
         yield MaskRows(region, core.node, bias.node, tuple(sorted(readers)))
 
 
-def _mask(core: Value) -> Value | None:
+def fused_mask(core: Value) -> Value | None:
     """What the fused operator is given as its mask."""
     given = dict(zip((a.name for a in core.target._schema.arguments), core.args, strict=False)) | core.kwargs
     mask = given.get("attn_mask")
