@@ -28,6 +28,10 @@ SHIPPED = sorted(rule_set.name for rule_set in rules.shipped() if rule_set.rules
 IMAGES_ONLY = [("convpass", "bert")]
 
 
+SMALLER: dict[str, Any] = {"side_tuning": {"layers": [[16, 3, 2, 1]], "positions": 4}}
+"""Settings for small images."""
+
+
 @functools.cache
 def captured(family: str) -> tuple[fx.GraphModule, Sites]:
     graph = fxtune.capture(build(family), FAMILIES[family].inputs(4))
@@ -37,7 +41,8 @@ def captured(family: str) -> tuple[fx.GraphModule, Sites]:
 def tuned(family: str, name: str) -> fx.GraphModule:
     graph, sites = captured(family)
     root = copy.deepcopy(graph)
-    return rewrite(root, plan(root, sites, resolve(rules.load(name)), seed=0)).requires_grad_(False)
+    chosen = resolve(rules.load(name), SMALLER.get(name))
+    return rewrite(root, plan(root, sites, chosen, head=FAMILIES[family].head, seed=0)).requires_grad_(False)
 
 
 def weights(tuner: str, settings: dict[str, Any]) -> int:
