@@ -39,7 +39,9 @@ def test_every_cell_trains_and_comes_back(family: str, method: str, tmp_path: Pa
     model, known = awake(family), FAMILIES[family]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     inputs = known.inputs(8)
-    tuned = fxtune.apply(model, OWN.get(method, method), seed=1, example_inputs=((), inputs), **SMALLER.get(method, {})).train()
+    tuned = fxtune.apply(
+        model, OWN.get(method, method), seed=1, example_inputs=((), inputs), **SMALLER.get(method, {})
+    ).train()
     head = tuned.get_submodule(known.head)
     if method != "linear":
         head.requires_grad_(False)

@@ -26,6 +26,9 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_entries", {**registry._entries})  # its tuners are gone behind it
     torch.manual_seed(0)
+    for block in blocks("yaml"):
+        (name,) = re.findall(r"^name: (\w+)", block, flags=re.M)
+        (tmp_path / f"{name}.yaml").write_text(block)
     names: dict[str, Any] = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), names)
@@ -36,6 +39,12 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert any("ffn_shift" in name for name in names["tuned"].state_dict())
 
 
+def test_a_tuner_of_ones_own_is_short() -> None:
+    (section,) = re.findall(r"^## A tuner of your own$(.*?)^Its keyword-only", README, flags=re.S | re.M)
+    code = [line for line in section.splitlines() if line.strip() and not line.startswith("```")]
+    assert 10 < len(code) <= 40
+
+
 MODELS = {
     "vit": lambda: timm.models.vision_transformer.VisionTransformer(
         img_size=16, patch_size=8, embed_dim=24, depth=6, num_heads=3
@@ -44,7 +53,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize(("number", "model", "sites"), [(0, "vit", 5 + 6), (1, "mixer", 2), (2, "vit", 6)])
+@pytest.mark.parametrize(("number", "model", "sites"), [(0, "vit", 5 + 6), (1, "mixer", 2), (3, "vit", 6)])
 def test_the_rule_files_apply(number: int, model: str, sites: int, tmp_path: Path) -> None:
     file = tmp_path / "rules.yaml"
     file.write_text(blocks("yaml")[number])

@@ -1,6 +1,7 @@
 """The rule language: which sites a rule chooses, what a file may say, and how rule sets are found."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -312,3 +313,13 @@ def test_rules_are_listed_without_torch():
     code = "import sys, fxtune.rules as r; r.shipped(); r.schema(); sys.exit('torch' in sys.modules)"
     root = Path(__file__).resolve().parent.parent
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+@pytest.mark.parametrize("named", [["lora", "lora"], ["prefix", "lora", Path("prefix.yaml")]], ids=str)
+def test_a_rule_set_named_twice_is_refused(named, tmp_path):
+    shutil.copy(rules_dir() / "prefix.yaml", tmp_path / "prefix.yaml")
+    given = [tmp_path / rule if isinstance(rule, Path) else rule for rule in named]
+    with pytest.raises(RuleError, match=f"names the rule set '{named[0]}' twice"):
+        rules.load(given)
+    own = {"rules": [{"at": "ffn", "insert": "res_adapter"}]}
+    assert len(rules.load([own, {"rules": [*own["rules"], *own["rules"]]}])) == 2, "different rules under one name"

@@ -52,7 +52,7 @@ def load(rules: RulesLike | Sequence[RulesLike]) -> list[RuleSet]:
             out; or a sequence of these.
 
     Raises:
-        RuleError: no rule set is called so; the closest names.
+        RuleError: no rule set is called so, with the closest names; or one is named twice.
         SourceError: a file is broken; file, line, column and what was expected.
     """
     if isinstance(rules, str | Path | Mapping):
@@ -61,7 +61,22 @@ def load(rules: RulesLike | Sequence[RulesLike]) -> list[RuleSet]:
         raise RuleError(
             "rules= names nothing", found=repr(rules), fix="pass a shipped name, a path, a dict or a list of these"
         )
-    return [_one(item) for item in rules]
+    found = [_one(item) for item in rules]
+    _check_once(found)
+    return found
+
+
+def _check_once(rule_sets: Sequence[RuleSet]) -> None:
+    """Each rule set once: named twice by mistake, every tuner of it would be there twice."""
+    for i, rule_set in enumerate(rule_sets):
+        for other in rule_sets[:i]:
+            if (other.name, other.rules, other.bypass) == (rule_set.name, rule_set.rules, rule_set.bypass):
+                raise RuleError(
+                    f"rules= names the rule set {rule_set.name!r} twice",
+                    found="the same rules both times: each of its tuners would stand beside one like it",
+                    where=rule_set.document.name,
+                    fix="name it once; for two tuners at one place write two rules in a file of your own",
+                )
 
 
 def shipped() -> list[RuleSet]:
