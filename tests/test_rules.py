@@ -180,7 +180,9 @@ def test_a_rule_set_from_a_file_a_dict_and_a_list(tmp_path, monkeypatch):
         ],
         "patterns": {"mixer": {"in": "x", "out": "y", "dataflow": "y = tanh(x)"}},
     }
-    named, text, local, data, shipped = rules.load([path, str(path), "mine.yaml", same, "tri_res"])
+    named, text, local, data = (rules.load(one)[0] for one in (path, str(path), "mine.yaml", same))
+    first, shipped = rules.load([path, "tri_res"])
+    assert (first.name, first.rules) == (named.name, named.rules)
     for rule_set in (named, text, local, data):
         assert rule_set.train == ("*.bias", "head")
         pattern = rule_set.patterns["mixer"]
