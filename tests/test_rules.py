@@ -270,6 +270,10 @@ TABLE_2 = {
 del TABLE_2["dual_adapter_adapter"]  # it is dual_res
 
 
+BESIDE = {
+    "lst": {"reduce": 16, "temperature": 0.1, "mixed": {"side_block": {"mlp_ratio": 4}}},
+    "side_tuning": {"along": "backbone", "vertical": {"side_network": {}}},
+}
 BYPASS = {
     "res_bypass": ["horizontal", "vertical"],
     "res_bypass_horizontal": ["horizontal"],
@@ -281,7 +285,7 @@ BYPASS = {
 def test_every_cell_of_table_2_is_a_rule_set():
     found = {rule_set.name: rule_set for rule_set in rules.shipped()}
     assert len(TABLE_2) == 9 + 9 + 3
-    assert set(found) == SHIPPED == {*TABLE_2, *PUBLISHED, *BYPASS}
+    assert set(found) == SHIPPED == {*TABLE_2, *PUBLISHED, *BYPASS, *BESIDE}
     for name, cells in TABLE_2.items():
         assert [(rule.at, rule.tuner) for rule in found[name].rules] == [(at, f"res_{tuner}") for at, tuner in cells]
         assert all(rule.settings.get("tokens", rule.settings.get("dim")) == 10 for rule in found[name].rules)
@@ -291,6 +295,12 @@ def test_every_cell_of_table_2_is_a_rule_set():
         assert rule_set.train == trains.get(name, ("tuners", "head if any")) and rule_set.about
     for name, targets in PUBLISHED.items():
         assert [rule.target for rule in found[name].rules] == targets
+
+
+@pytest.mark.parametrize(("name", "said"), BESIDE.items())
+def test_a_network_beside_is_a_bypass(name, said):
+    (rule_set,) = rules.load(name)
+    assert rule_set.rules == () and rule_set.bypass.model_dump(exclude_unset=True) == said
 
 
 @pytest.mark.parametrize(("name", "sides"), BYPASS.items())
