@@ -130,6 +130,20 @@ def build(name: str, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
+@torch.no_grad()
+def awake(family: str) -> nn.Module:
+    """A model in which all weights count, as in a trained one: BERT's fresh ones are so small that no token heeds
+    another, and the branches of a fresh ResNet end in factors of zero.
+    """
+    model = build(family)
+    for name, weight in model.named_parameters():
+        if family == "resnet" and not weight.any() and name.endswith("weight"):
+            weight.fill_(0.5)
+        if family == "bert" and weight.dim() == 2 and not name.startswith(FAMILIES[family].head):
+            weight.mul_(6)
+    return model
+
+
 def tuned_on(model: nn.Module, inputs: Any, rules: Any, seed: int = 1, **options: Any) -> TunedModel:
     """A tuned model in eval mode whose every trained weight has moved; `inputs`: example inputs, or a family's name."""
     if isinstance(inputs, str):
