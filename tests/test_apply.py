@@ -1,5 +1,6 @@
 """`apply` from end to end: weights, identity at the start, training, and Eq. 7 against hooks on the modules."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -338,6 +339,18 @@ def test_a_users_own_pattern_and_tuner(tmp_path: Any) -> None:
 
 
 # ---- Bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["resnet", "convnext"])
+def test_rule_sets_that_would_go_on_the_model_are_named(family: str) -> None:
+    model, inputs = build(family), FAMILIES[family].inputs(2)
+    with pytest.raises(fxtune.MatchError, match="the model has no mha") as caught:
+        fxtune.apply(model, "prefix", example_inputs=((), inputs))
+    (listed,) = re.findall(r"rule sets for what it has: (.*); or", str(caught.value))
+    named = listed.split(", ")
+    assert {"lora", "ssf", "single_adapter_block"} <= set(named) and "vpt_deep" not in named
+    for name in named:
+        assert fxtune.apply(model, name, example_inputs=((), inputs)).trainable
 
 
 def test_a_shortfall_lists_the_near_misses() -> None:

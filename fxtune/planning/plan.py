@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import fx
 
-from fxtune.errors import MatchError, PlanError, RuleError
+from fxtune.errors import PlanError, RuleError
 from fxtune.matching import Site, Sites
 from fxtune.planning.attach import Attachment, Attachments, Form
 from fxtune.planning.bypass import BypassPlan
@@ -16,6 +16,7 @@ from fxtune.planning.bypassing import plan_bypass
 from fxtune.planning.choose import Choice, choose
 from fxtune.planning.edits import Beside, Edit
 from fxtune.planning.folding import plan_folding
+from fxtune.planning.nothing import nothing_matched
 from fxtune.planning.patch import Insertion, Patch, RulePlan
 from fxtune.planning.place import Places
 from fxtune.planning.training import trained_names
@@ -56,7 +57,7 @@ def plan(
     insertions = [insertion for rule in rules for insertion in rule.insertions]
     bypass = planner.bypass(rule_sets)
     if rules and not insertions:
-        raise _nothing(rules, rule_sets)
+        raise nothing_matched(rules, rule_sets, sites)
     names = [name for name, _ in root.named_parameters()]
     trained = trained_names(rule_sets, names, head)
     if bypass is not None:
@@ -178,15 +179,3 @@ class _Planner:
         if not reading_output:
             return ()
         return (f"reads the output, for input and output differ in shape, at {', '.join(reading_output)}",)
-
-
-def _nothing(rules: tuple[RulePlan, ...], rule_sets: Sequence[RuleSet]) -> MatchError:
-    lines = [f"{rule.text}: {rule.skipped}" for rule in rules]
-    lines += [f"near miss, {miss.kind}: {miss}" for rule in rules for miss in rule.near_misses]
-    names = ", ".join(rule_set.name for rule_set in rule_sets)
-    return MatchError(
-        f"no rule of {names} matched anything in this model",
-        found="".join(f"\n    {line}" for line in dict.fromkeys(lines)),
-        where=rule_sets[0].document.where(("rules",)),
-        fix="`fxtune inspect MODEL` shows what the model has; a pattern of your own goes under `patterns:`",
-    )
