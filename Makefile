@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # One thread a process: two test workers with a pool each would fight for the cores.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+FAMILIES := vit.timm bert.transformers convnext.timm resnet unet.diffusers
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-deep lint types bench format clean
+.PHONY: demo test test-deep lint types bench methods format clean
 
 demo: $(READY)
 	$(BIN)/python demo/minilm.py
@@ -28,6 +29,11 @@ types: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/run.py
+
+# The table of methods in rules/README.md, by trying each on every family: half an hour.
+methods: $(READY)
+	(sed '/^| method/,$$d' rules/README.md; $(ONE_THREAD) $(BIN)/fxtune methods $(FAMILIES:%=--probe %)) > rules/README.new
+	mv rules/README.new rules/README.md
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -189,7 +189,12 @@ def vit(**options: Any) -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Any, Any, type[FxtuneError], str]] = {
-    "small images": (vit, "side_tuning", RuleError, r"images of 32 x 32, of which layer 7, pool, leaves nothing"),
+    "small images": (
+        vit,
+        {"bypass": {"along": "backbone", "vertical": {"side_network": {"layers": [[8, 3, 4, 0], [8, 9, 1, 0]]}}}},
+        RuleError,
+        r"images of 32 x 32, of which layer 1, \[8, 9, 1, 0\], leaves nothing",
+    ),
     "no head": (lambda: vit(num_classes=0), "side_tuning", PlanError, "along the backbone cannot be spliced in"),
     "a unit": (
         vit,
@@ -225,3 +230,12 @@ def test_what_is_refused(what: str) -> None:
     make, rules, error, message = REFUSED[what]
     with pytest.raises(error, match=message):
         fxtune.apply(make(), rules, example_inputs=torch.randn(2, 3, 32, 32))
+
+
+def test_small_images_go_through_the_published_layers() -> None:
+    """Pools for which too little is left are left out, and the weights are those for any image."""
+    small, usual = (fxtune.apply(vit(img_size=size), "side_tuning", seed=0) for size in (32, 64))
+    assert trained(small) == trained(usual)
+    assert torch.isfinite(small(torch.randn(2, 3, 32, 32))).all()
+    layers = [str(module) for module in small.modules() if "MaxPool" in type(module).__name__]
+    assert len(layers) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -34,12 +34,12 @@ class SideNetwork(nn.Module):
     Args:
         place: a bypass `along: backbone`; it reads `width_in` channels, and D is the width of the features.
         layers: of the convolutions: [channels, kernel, stride, padding], or `pool`, a maximum over 3 x 3 places at each
-            second one; the published ones when left out.
+            second one (none where fewer are left of a small image); the published ones when left out.
         positions: see above.
         dim: see above; any number of heads that the model has must divide into it to be taken.
 
     Raises:
-        RuleError: the image is too small for the layers.
+        RuleError: nothing is left of an image behind a layer.
     """
 
     reads_mask: ClassVar[bool] = True
@@ -56,9 +56,8 @@ class SideNetwork(nn.Module):
         self.pools = place.pools
         if place.axes == 4:
             chosen = PUBLISHED if layers is None else layers
-            _check_sizes(place, chosen)
-            channels = [place.width_in, *(layer[0] for layer in chosen if layer != "pool")]
-            self.features = nn.Sequential(*_convolutions(place.width_in, chosen), nn.AdaptiveAvgPool2d(positions))
+            channels = [place.width_in, *(int(layer[0]) for layer in chosen if layer != "pool")]
+            self.features = nn.Sequential(*_convolutions(place, chosen), nn.AdaptiveAvgPool2d(positions))
             self.up = nn.Linear(channels[-1] * positions**2, place.width, bias=False)
         else:
             self.down = nn.Linear(place.width_in, dim)
@@ -92,26 +91,23 @@ def _mean(tokens: Tensor, mask: Tensor | None) -> Tensor:
     return weights @ tokens / weights.sum(-1, keepdim=True).clamp(min=1)
 
 
-def _convolutions(channels: int, layers: Sequence[Layer]) -> Iterator[nn.Module]:
-    for layer in layers:
-        if layer == "pool":
-            yield nn.MaxPool2d(3, 2)
-            continue
-        width, kernel, stride, padding = (int(number) for number in layer)
-        yield nn.Conv2d(channels, width, kernel, stride, padding)
-        yield nn.ReLU()
-        channels = width
-
-
-def _check_sizes(place: Placement, layers: Sequence[Layer]) -> None:
-    sizes = place.grid
+def _convolutions(place: Placement, layers: Sequence[Layer]) -> Iterator[nn.Module]:
+    """The layers for images of the example's size: a pool that less than 3 x 3 places come to is left out."""
+    channels, sizes = place.width_in, place.grid
     for number, layer in enumerate(layers):
-        numbers: Any = (0, 3, 2, 0) if layer == "pool" else layer
-        _, kernel, stride, padding = numbers
+        if layer == "pool" and min(sizes) < 3:
+            continue
+        width, kernel, stride, padding = (channels, 3, 2, 0) if layer == "pool" else (int(part) for part in layer)
         sizes = tuple((size + 2 * padding - kernel) // stride + 1 for size in sizes)
-        if min(sizes, default=1) < 1:
+        if min(sizes) < 1:
             raise RuleError(
                 "The tuner 'side_network' has too many layers for these images",
                 found=f"images of {' x '.join(map(str, place.grid))}, of which layer {number}, {layer}, leaves nothing",
                 fix="give it fewer or smaller ones: layers=[[channels, kernel, stride, padding], 'pool', ...]",
             )
+        if layer == "pool":
+            yield nn.MaxPool2d(kernel, stride)
+        else:
+            yield nn.Conv2d(channels, width, kernel, stride, padding)
+            yield nn.ReLU()
+        channels = width
