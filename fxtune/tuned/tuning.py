@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fxtune.errors import InputError
+from fxtune.errors import InputError, UnsupportedModelError
 from fxtune.planning import Folding, Place
 from fxtune.saving import Made
 from fxtune.tracing import Region
@@ -114,6 +114,12 @@ class Tuning:
         """
         if torch.compiler.is_exporting():
             raise InputError(f"{_UNSEEN}.", fix=_PREPARE)
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            raise UnsupportedModelError(
+                "A tuned model cannot be traced for TorchScript.",
+                found="torch.jit.trace, or torch.onnx.export with dynamo=False; its graph fits no traced sizes",
+                fix="use torch.export.export, or torch.onnx.export with dynamo=True",
+            )
         with torch.random.fork_rng(devices=[]):
             captured, _ = observed_capture(self.twin, (args, kwargs), method=method)
             graph = self.rewrite(captured)
