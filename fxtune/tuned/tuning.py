@@ -20,6 +20,7 @@ from fxtune.tuned.hooks import share_hooks
 from fxtune.tuned.modes import batch_norms, follow, freeze, moving_buffers, still_modules
 from fxtune.tuned.observing import observed_capture
 from fxtune.tuned.ownership import make_private
+from fxtune.tuned.quantised import check_unread
 from fxtune.tuned.report import Report
 from fxtune.tuned.sequences import index_like
 from fxtune.tuned.sharing import check_tuned_alike, take_over
@@ -130,7 +131,12 @@ class Tuning:
         return graph
 
     def settle(self, graph: Region) -> None:
-        """Make a graph follow the modes of the tuned model and keep the original's buffers unwritten."""
+        """Make a graph follow the modes of the tuned model and keep the original's buffers unwritten.
+
+        Raises:
+            PlanError: it computes with quantised weights itself.
+        """
+        check_unread(graph)
         frozen = self.batchnorm == "frozen"
         written = {id(buffer) for buffer in moving_buffers(graph, statistics=not frozen)}
         if written:
