@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,18 +29,16 @@ CELLS = [
 MORE = [(family, rule) for family in ("bert", "unet") for rule in ("lora", "prefix")] if DEEP else []
 
 
-def quantised(family: str = "vit", seed: int = 0, *, config: Any = None, with_head: bool = False) -> nn.Module:
+def quantised(family: str = "vit", seed: int = 0, *, with_head: bool = False) -> nn.Module:
     """A family's model, all of its linear layers but the head quantised."""
     model, head = build(family, seed), FAMILIES[family].head
-    quantize_(
-        model, config or Int8WeightOnlyConfig(), filter_fn=lambda m, path: _linear(m) and (with_head or path != head)
-    )
+
+    def chosen(module: nn.Module, path: str) -> bool:
+        return isinstance(module, nn.Linear) and (with_head or path != head)
+
+    quantize_(model, Int8WeightOnlyConfig(), filter_fn=chosen)
     assert any(map(is_wrapped, model.parameters()))
     return model
-
-
-def _linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear)
 
 
 def apply(model: nn.Module, family: str, rules: Any, **options: Any) -> TunedModel:
@@ -118,7 +115,7 @@ def test_quantised_weights_are_shared_not_copied() -> None:
 def test_a_quantised_head_gives_way_to_a_new_one() -> None:
     tuned = apply(quantised(with_head=True), "vit", "tri_res", num_classes=2)
     assert "head.weight" in tuned.trainable and not is_wrapped(tuned.get_parameter("head.weight"))
-    losses = train(tuned, "vit", {"x": images()})
+    losses = train(tuned, "vit", {"x": images()}, steps=20)
     assert losses[-1] < 0.9 * losses[0]
 
 
@@ -153,7 +150,7 @@ def test_tuners_are_saved_and_loaded(tmp_path: Path) -> None:
     tuned.save(tmp_path)
     assert torch.equal(fxtune.load(quantised(), tmp_path)(images()), tuned(images()))
     for other in (quantised(seed=1), build("vit")):
-        with pytest.warns(UserWarning, match="8 weights differ|weights differ"):
+        with pytest.warns(UserWarning, match="weights differ"):
             loaded = fxtune.load(other, tmp_path)
         mine, theirs = (dict(m.named_parameters()) for m in (tuned, loaded))
         assert all(torch.equal(mine[name], theirs[name]) for name in tuned.trainable)
@@ -287,5 +284,4 @@ def test_one_wrapper_within_another() -> None:
     assert [part.tolist() for part in parts(outer)] == [[0.0, 1.0, 2.0, 3.0], [1.0] * 4, [0.0] * 4]
     assert same_numbers(outer, TwoTensor(inner.clone(), torch.zeros(4))) and not same_numbers(outer, other)
     assert digest_of(outer) != digest_of(other)
-    with warnings.catch_warnings():
-        assert not is_wrapped(torch.zeros(4)) and parts(other.a)[0] is other.a
+    assert not is_wrapped(other.a) and parts(other.a)[0] is other.a
