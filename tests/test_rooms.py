@@ -15,6 +15,7 @@ ROOMS = [
     "source",
     "resources",
     "files",
+    "wrapped",
     "digests",
     "progress",
     "cards",

@@ -166,12 +166,12 @@ class Net(torch.nn.Module):
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_exports_and_still_has_its_gradients(strict: bool) -> None:
-    """As one operator, whose gradient is the whole one, also through the log-sum-exp."""
+    """As operators of PyTorch's own, with the whole gradient, also through the log-sum-exp."""
     dim = torch.export.Dim("batch")
     read = tuple(drawn())
     shapes = ({0: dim}, {0: dim}, {0: dim}, None, None)
     program = torch.export.export(Net(), read, dynamic_shapes={"read": shapes}, strict=strict)
-    assert "fxtune.unbound_attention" in str(program.graph)
+    assert "fxtune" not in str(program.graph)
     bigger = drawn(batch=3)
     results = []
     for run in (step, program.module()):

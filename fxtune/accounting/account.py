@@ -22,6 +22,7 @@ from fxtune.names import resolve
 from fxtune.rules import load
 from fxtune.tracing import call_inputs
 from fxtune.tuned import TunedModel, one_capture
+from fxtune.wrapped import check_plain
 
 _META = torch.device("meta")
 
@@ -94,12 +95,14 @@ def memory(
 
     Raises:
         InputError: the model takes no such batch.
+        UnsupportedModelError: the model is quantised.
         FxtuneError: an argument is wrong, the model has no such name, or the rules could not be applied.
     """
     check_batch(batch)
     check_optimizer(optimizer)
     built = resolve(model, meta=True) if isinstance(model, str) else model
     original = built.strip() if isinstance(built, TunedModel) else built
+    check_plain(original, "counting memory")
     setting = Setting(device_for(device, original), optimizer, autocast_dtype(autocast))
     call = Alike(_META).all(call_inputs(original, example_inputs))
     shared = {"example_inputs": call, "head": head, "num_classes": num_classes}

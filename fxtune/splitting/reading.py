@@ -48,7 +48,14 @@ def _tensors(half: Region) -> Iterator[tuple[str, Tensor]]:
 
 def _called(module: nn.Module) -> str:
     """A module as it prints itself, with the code of the graphs inside of it."""
-    return repr(module) + "".join(inner.code for inner in module.modules() if isinstance(inner, fx.GraphModule))
+    return _printed(module) + "".join(inner.code for inner in module.modules() if isinstance(inner, fx.GraphModule))
+
+
+def _printed(module: nn.Module) -> str:
+    """As its class prints it: a library may put another `extra_repr` on a module, to tell how its weights are kept."""
+    if module._modules or "extra_repr" not in vars(module):
+        return repr(module)
+    return f"{type(module).__name__}({type(module).extra_repr(module)})"
 
 
 def _target(node: fx.Node) -> str:

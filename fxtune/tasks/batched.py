@@ -20,7 +20,8 @@ until the next one reads them, and one branch after another is faster."""
 
 class Batched:
     """Some branches of one kind. What is not the very same tensor in all of them is stacked, so that gradients flow to
-    every branch's own weights. As many run together as their values are small.
+    every branch's own weights. As many run together as their values are small; one after another in an exported
+    program, whose batch has no size yet.
 
     Args:
         branches: of one kind.
@@ -35,8 +36,9 @@ class Batched:
         Args:
             values: what the branches read, a row a sample.
         """
-        several = _several(value.numel() for value in values)
-        if len(self._branches) == 1 or several == 1:
+        alone = len(self._branches) == 1 or torch.compiler.is_exporting()
+        several = 1 if alone else _several(value.numel() for value in values)
+        if several == 1:
             return [_tuple(branch(*values)) for branch in self._branches]
         results = self._together(self._stack(), values, (0, *(None for _ in values)), several)
         return [tuple(result[i] for result in results) for i in range(len(self._branches))]

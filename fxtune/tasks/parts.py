@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, fx, nn
 
 from fxtune.splitting import TUNERS, over
 from fxtune.tracing import Constants, Region
 from fxtune.tuned import structural_twin
+from fxtune.wrapped import same_numbers
 
 
 def own_part(graph: fx.Graph, root: Region, title: str) -> Region:
@@ -61,7 +61,7 @@ def share_frozen(branch: nn.Module, other: nn.Module) -> None:
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     same_kind = one.shape == other.shape and one.dtype == other.dtype and one.device == other.device
-    return same_kind and torch.equal(one, other)
+    return same_kind and same_numbers(one, other)
 
 
 def _owner(root: nn.Module, home: str, name: str) -> nn.Module | None:

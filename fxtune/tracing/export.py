@@ -26,6 +26,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Graph, Node
 
 from fxtune.errors import CaptureError
+from fxtune.wrapped import is_wrapped, stand_in
 
 LIFTED = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}
 """Tensors of the model, which the exported graph takes as leading placeholders."""
@@ -88,6 +89,7 @@ def export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, d
     """
     shapes = _dynamic_dims((args, kwargs)) if dynamic else None
     with _quiet(), _restored(model), _observed(model) as observed:
+        _unwrap(model)
         try:
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         except Exception as error:
@@ -195,6 +197,17 @@ def _restored(model: nn.Module) -> Iterator[None]:
             parameter.grad = grad
             if parameter.requires_grad != needed:
                 parameter.requires_grad_(needed)
+
+
+def _unwrap(model: nn.Module) -> None:
+    """Puts a plain tensor in the place of each that wraps others, for as long as the model is exported: how those
+    compute is their own affair, and none of the model's graph."""
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None and is_wrapped(tensor):
+                    held[name] = made.setdefault(id(tensor), stand_in(tensor))
 
 
 @contextlib.contextmanager

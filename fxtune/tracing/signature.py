@@ -148,9 +148,9 @@ class CallSignature:
                 return f"{place} is {size}, more than {high}"
             if low is not None and size < low:
                 return f"{place} is {size}, less than {low}"
-        batches = {flat[i].shape[0] for i in self.batched}
-        if len(batches) > 1:
-            return f"the inputs' batch sizes differ: {', '.join(str(flat[i].shape[0]) for i in self.batched)}"
+        batches = [flat[i].shape[0] for i in self.batched]
+        if any(size != batches[0] for size in batches[1:]):  # symbolic ones, in an export, cannot be put into a set
+            return f"the inputs' batch sizes differ: {', '.join(map(str, batches))}"
         scope = self._scope(arguments)
         for guard in self.guards:
             if not guard.holds(scope):

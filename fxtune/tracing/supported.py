@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fxtune.errors import UnsupportedModelError
+from fxtune.wrapped import is_wrapped
 
 
 def check_supported(model: nn.Module) -> None:
@@ -65,9 +66,19 @@ def _is_sharded(module: nn.Module) -> bool:
     return isinstance(module, (fsdp.FullyShardedDataParallel, fsdp.FSDPModule))
 
 
+def _is_distributed(tensor: Tensor) -> bool:
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
 def _tensor_state(tensor: Tensor) -> tuple[str, str] | None:
     if isinstance(tensor, nn.Parameter) and not (tensor.is_floating_point() or tensor.is_complex()):
         return f"a quantised weight ({tensor.dtype})", "load the model in floating point"
+    if is_wrapped(tensor) and not _is_distributed(tensor) and not tensor.is_nested:
+        return None  # it passes for an ordinary one
     if tensor.is_quantized or type(tensor.data) is not Tensor:
         kind = str(tensor.dtype) if tensor.is_quantized else type(tensor.data).__name__
         return f"a quantised, sharded or wrapped tensor ({kind})", "load the model with ordinary tensors"

@@ -63,13 +63,14 @@ def block_regions(graphs: Iterable[nn.Module], blocks: Iterable[str]) -> list[Re
 def _checkpoint(region: Region, options: dict[str, Any], *, always: bool = False) -> None:
     """Put another forward on the region's class, its own as every GraphModule's is; `recompile` takes it off.
 
-    Unless `always`, only what runs in training mode is checkpointed, as model libraries do.
+    Unless `always`, only what runs in training mode is checkpointed, as model libraries do. `torch.export` gets the
+    plain forward: it would leave out what a checkpoint does, but for the part that runs without gradients.
     """
     region.recompile()
     plain = type(region).forward
 
     def forward(self: Region, *args: Any) -> Any:
-        if torch.is_grad_enabled() and (always or self.training):
+        if torch.is_grad_enabled() and (always or self.training) and not torch.compiler.is_exporting():
             return checkpoint(functools.partial(plain, self), *args, **options)
         return plain(self, *args)
 

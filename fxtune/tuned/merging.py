@@ -20,6 +20,7 @@ from fxtune.tuned.report import short_paths
 from fxtune.tuned.tuning import Tuning
 from fxtune.tuned.variants import captured, recipe_of, sharing_twin, variant
 from fxtune.view import view
+from fxtune.wrapped import is_wrapped, stand_in
 
 Pair = tuple[Tensor | None, Tensor | None]
 """Weight and bias of an operation."""
@@ -91,7 +92,7 @@ def _fold(twin: nn.Module, tuners: Region, folds: Sequence[Fold], *, chained: bo
         weights = group[0].weights
         stored = _tensor(twin, weight_name), _tensor(twin, weights.bias)
         weight, bias = _changed(stored, group, tuners, chained=chained)
-        reason = _misfit(weights, weight, bias)
+        reason = _misfit(weights, stored[0], weight, bias)
         if reason is not None:
             refused |= {fold.path: reason for fold in group}
             continue
@@ -100,8 +101,10 @@ def _fold(twin: nn.Module, tuners: Region, folds: Sequence[Fold], *, chained: bo
     return refused
 
 
-def _misfit(weights: Weights, weight: Tensor | None, bias: Tensor | None) -> str | None:
+def _misfit(weights: Weights, stored: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> str | None:
     """Why an operation can't store what tuners have made of its weight and bias; None if it can."""
+    if weight is not None and stored is not None and is_wrapped(stored):
+        return f"`{weights.weight}` is quantised; merge on the model in floating point, and quantise the result"
     if bias is not None and weights.computed is not None:
         return "the operation's bias is computed"
     if weight is not None and weights.layout == "transposed":
@@ -116,7 +119,7 @@ def _changed(stored: Pair, folds: Sequence[Fold], tuners: Region, *, chained: bo
     own, and what they change is added up.
     """
     layout = folds[0].weights.layout
-    weight, bias = (None if tensor is None else tensor.double() for tensor in stored)
+    weight, bias = (None if tensor is None else _exact(tensor) for tensor in stored)
     own: Pair = (None if weight is None else out_by_in(weight, layout), bias)
     now = own
     for fold in sorted(folds, key=lambda fold: fold.behind):
@@ -125,6 +128,11 @@ def _changed(stored: Pair, folds: Sequence[Fold], tuners: Region, *, chained: bo
         now = made if chained else (_sum(now[0], made[0], own[0]), _sum(now[1], made[1], own[1]))
     changed, moved = (None if new is old else new for new, old in zip(now, own, strict=True))
     return (None if changed is None or weight is None else as_stored(changed, weight, layout)), moved
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """In float64; of a quantised weight only the shape, which is enough to see whether a tuner changes it."""
+    return (stand_in(tensor) if is_wrapped(tensor) else tensor).double()
 
 
 def _sum(now: Tensor | None, made: Tensor | None, own: Tensor | None) -> Tensor | None:

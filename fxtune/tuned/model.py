@@ -31,10 +31,12 @@ from fxtune.tuned.hooks import refuse_dead_hooks
 from fxtune.tuned.merging import merged, unmerged
 from fxtune.tuned.observing import RUN_HOOKS
 from fxtune.tuned.ownership import apply_once, make_private, set_trainable
+from fxtune.tuned.quantised import check_loadable, check_trainable
 from fxtune.tuned.report import Report
 from fxtune.tuned.sets import add_set, set_named, without_tuners
 from fxtune.tuned.stored import own_tensors
 from fxtune.tuned.tuning import Tuning
+from fxtune.wrapped import same_numbers
 
 _ROOT_DICTS = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
@@ -400,8 +402,13 @@ class TunedModel(CheckpointingNames, nn.Module):
         return self
 
     def requires_grad_(self, requires_grad: bool = True) -> TunedModel:
-        """Let every weight train, or none. Weights shared with the original become private before they train."""
+        """Let every weight train, or none. Weights shared with the original become private before they train.
+
+        Raises:
+            PlanError: some are quantised.
+        """
         if requires_grad:
+            check_trainable(dict(self.named_parameters()))
             make_private(self._fxtune.original, self._fxtune.trees(), lambda _, tensor: True)
         nn.Module.requires_grad_(self, requires_grad)
         return self
@@ -410,7 +417,8 @@ class TunedModel(CheckpointingNames, nn.Module):
         """As in torch. A frozen weight for which other values come becomes private, so that the original keeps its own.
 
         Raises:
-            InputError: `assign=True`, which would part the graphs' weights from each other.
+            InputError: `assign=True`, which would part the graphs' weights from each other; or plain values for a
+                quantised weight.
         """
         if assign:
             raise InputError(
@@ -418,6 +426,7 @@ class TunedModel(CheckpointingNames, nn.Module):
                 found="assign=True",
                 fix="leave assign out: the values are copied",
             )
+        check_loadable(state_dict, self)
         make_private(
             self._fxtune.original,
             self._fxtune.trees(),
@@ -507,4 +516,4 @@ def _unpickled(original: nn.Module, pickled: bytes) -> TunedModel:
 def _differ(new: Any, tensor: torch.Tensor) -> bool:
     if not isinstance(new, torch.Tensor) or new.shape != tensor.shape or new.is_meta or tensor.is_meta:
         return False
-    return not torch.equal(new.to(tensor.device, tensor.dtype), tensor)
+    return not same_numbers(tensor, new)

@@ -11,10 +11,14 @@ import torch
 from torch import nn
 
 from fxtune.errors import PlanError
+from fxtune.tuned.quantised import check_trainable
+from fxtune.wrapped import is_wrapped, parts
 
 
 def place(tensor: torch.Tensor) -> tuple[Any, ...]:
     """What two tensors have in common when they are the same memory, on the meta device too."""
+    if is_wrapped(tensor):
+        return (type(tensor), tensor.shape, *map(place, parts(tensor)))
     return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
@@ -44,7 +48,18 @@ def make_private(original: nn.Module, roots: Iterable[nn.Module], chosen: Callab
     for key in wanted:
         copied = tied[key][0].detach().clone()
         for tensor in tied[key]:
-            tensor.data = copied
+            _fill(tensor, copied)
+
+
+def _fill(tensor: torch.Tensor, copied: torch.Tensor) -> None:
+    """Let a tensor lie over a copy's memory and stay the object that it is."""
+    if not is_wrapped(tensor):
+        tensor.data = copied
+        return
+    other = copied.detach()
+    if isinstance(tensor, nn.Parameter):
+        other = nn.Parameter(other, requires_grad=tensor.requires_grad)
+    torch.utils.swap_tensors(tensor, other)  # type: ignore[no-untyped-call]
 
 
 def set_trainable(model: nn.Module, names: Iterable[str]) -> None:
@@ -57,6 +72,7 @@ def set_trainable(model: nn.Module, names: Iterable[str]) -> None:
             found=", ".join(unknown),
             fix="name parameters of the tuned model, as in its state_dict",
         )
+    check_trainable({name: known[name] for name in names})
     training = {id(known[name]) for name in names}
     for parameter in known.values():
         if parameter.is_floating_point() or parameter.is_complex():

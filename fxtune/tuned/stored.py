@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
+from fxtune.errors import CheckpointError
 from fxtune.saving import Stored
 from fxtune.source import nearest
 from fxtune.splitting import TUNERS
 from fxtune.tuned.ownership import place, tensors
+from fxtune.wrapped import is_wrapped, same_numbers
 
 
 def own_tensors(tuned: nn.Module, original: nn.Module) -> dict[str, Tensor]:
     """What is not the original's: tuners, what trains, and what else has other numbers than there (statistics that
     moved, a new head). Tied weights come once, under the first of their names.
+
+    Raises:
+        CheckpointError: one of them is quantised.
     """
     theirs = dict(tensors(original))
     own: dict[str, Tensor] = {}
@@ -23,6 +27,12 @@ def own_tensors(tuned: nn.Module, original: nn.Module) -> dict[str, Tensor]:
     for name, tensor in _state(tuned).items():
         key = place(tensor) if tensor.numel() else name
         own_one = is_tuners(name) or tensor.requires_grad or _moved(tensor, theirs.get(name))
+        if own_one and is_wrapped(tensor):
+            raise CheckpointError(
+                "this tuned model cannot be saved",
+                found=f"`{name}`, a {type(tensor).__name__}, has other numbers than the original's",
+                fix="put these into the model and tune it anew, or store the state_dict with torch.save",
+            )
         if key not in seen and own_one:
             own[name] = tensor
             seen.add(key)
@@ -78,5 +88,4 @@ def is_tuners(name: str) -> bool:
 def _moved(tensor: Tensor, theirs: Tensor | None) -> bool:
     if theirs is None or theirs.shape != tensor.shape:
         return True
-    same = place(tensor) == place(theirs)
-    return not same and not torch.equal(tensor.detach(), theirs.detach().to(tensor.device, tensor.dtype))
+    return place(tensor) != place(theirs) and not same_numbers(tensor, theirs)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fxtune.errors import InputError
+from fxtune.errors import InputError, UnsupportedModelError
 from fxtune.planning import Folding, Place
 from fxtune.saving import Made
 from fxtune.tracing import Region
@@ -20,6 +20,7 @@ from fxtune.tuned.hooks import share_hooks
 from fxtune.tuned.modes import batch_norms, follow, freeze, moving_buffers, still_modules
 from fxtune.tuned.observing import observed_capture
 from fxtune.tuned.ownership import make_private
+from fxtune.tuned.quantised import check_unread
 from fxtune.tuned.report import Report
 from fxtune.tuned.sequences import index_like
 from fxtune.tuned.sharing import check_tuned_alike, take_over
@@ -114,6 +115,12 @@ class Tuning:
         """
         if torch.compiler.is_exporting():
             raise InputError(f"{_UNSEEN}.", fix=_PREPARE)
+        if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+            raise UnsupportedModelError(
+                "A tuned model cannot be traced for TorchScript.",
+                found="torch.jit.trace, or torch.onnx.export with dynamo=False; its graph fits no traced sizes",
+                fix="use torch.export.export, or torch.onnx.export with dynamo=True",
+            )
         with torch.random.fork_rng(devices=[]):
             captured, _ = observed_capture(self.twin, (args, kwargs), method=method)
             graph = self.rewrite(captured)
@@ -124,7 +131,12 @@ class Tuning:
         return graph
 
     def settle(self, graph: Region) -> None:
-        """Make a graph follow the modes of the tuned model and keep the original's buffers unwritten."""
+        """Make a graph follow the modes of the tuned model and keep the original's buffers unwritten.
+
+        Raises:
+            PlanError: it computes with quantised weights itself.
+        """
+        check_unread(graph)
         frozen = self.batchnorm == "frozen"
         written = {id(buffer) for buffer in moving_buffers(graph, statistics=not frozen)}
         if written:

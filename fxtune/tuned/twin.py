@@ -21,6 +21,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from fxtune.errors import UnsupportedModelError
+from fxtune.wrapped import aliased, is_wrapped
 
 _HOOK_DICTS = (
     "_forward_hooks",
@@ -41,8 +42,8 @@ def structural_twin(model: nn.Module) -> nn.Module:
     weights stay tied, hooks and mode flags are kept. `model` may be on any device, the meta device included.
 
     Raises:
-        UnsupportedModelError: a weight is a tensor subclass (quantised, sharded, lazy), or the module objects can't
-            be copied.
+        UnsupportedModelError: a weight is a tensor subclass (sharded, lazy) that is no wrapper of other tensors, or
+            the module objects can't be copied.
     """
     memo: dict[int, Any] = {}
     inside = {id(module) for module in model.modules()}
@@ -75,18 +76,18 @@ def structural_twin(model: nn.Module) -> nn.Module:
 
 def alias_parameter(parameter: nn.Parameter, name: str) -> nn.Parameter:
     """Another Parameter over the same storage, frozen, with the attributes that `parameter` carries."""
-    if type(parameter) is not nn.Parameter:
+    if type(parameter) is not nn.Parameter and not is_wrapped(parameter):
         raise _cannot_alias(name, parameter)
-    alias = nn.Parameter(parameter.data, requires_grad=False)
+    alias = nn.Parameter(aliased(parameter), requires_grad=False)
     alias.__dict__.update(parameter.__dict__)
     return alias
 
 
 def alias_buffer(buffer: torch.Tensor, name: str) -> torch.Tensor:
     """Another tensor over the same storage, with the attributes that `buffer` carries."""
-    if type(buffer) not in (torch.Tensor, nn.Buffer):
+    if type(buffer) not in (torch.Tensor, nn.Buffer) and not is_wrapped(buffer):
         raise _cannot_alias(name, buffer)
-    alias = buffer.data
+    alias = aliased(buffer)
     alias.__dict__.update(buffer.__dict__)
     return alias
 
@@ -127,7 +128,8 @@ def _refuse_script(path: str, module: nn.Module) -> None:
 def _cannot_alias(name: str, tensor: torch.Tensor) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"Could not share the weight `{name}` with a tuned model.",
-        found=f"a {type(tensor).__name__}; quantised, sharded and lazy weights are not supported yet",
+        found=f"a {type(tensor).__name__}; sharded and lazy weights, and subclasses that don't tell what is inside of "
+        "them (`__tensor_flatten__`), are not supported yet",
         where=name,
         fix="pass the model in a plain dtype and initialised; quantise or shard the tuned model afterwards",
     )

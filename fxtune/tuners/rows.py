@@ -151,4 +151,4 @@ def seen_by_prompts(mask: Tensor | None) -> Tensor | None:
         return mask
     first = mask[..., :1, :]
     alike = (mask == first).all(-2, keepdim=True)
-    return first.masked_fill(~alike, mask.dtype is torch.bool)
+    return first | ~alike if mask.dtype is torch.bool else first.masked_fill(~alike, 0.0)

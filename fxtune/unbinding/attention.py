@@ -39,8 +39,8 @@ def attention_with_lse(
     ======  ====================================================  ==============================================
 
     In a kernel the log-sum-exp comes with the output, without a second pass over the keys. It works under autocast
-    (which casts as for `scaled_dot_product_attention`), on meta and fake tensors, in `torch.compile` without graph
-    breaks, and in `torch.export`, as one operator where a kernel is used.
+    (which casts as for `scaled_dot_product_attention`), on meta and fake tensors, and in `torch.compile` without graph
+    breaks. `torch.export` gets the plain path: an exported program has operators of PyTorch's alone.
 
     On a CPU, float32 attention whose logits may be beyond 16 is computed in float64 by the same kernel, forward alone,
     in up to three times its time: of larger logits float32 rounds away more than the few eps by which this form may be
@@ -71,9 +71,12 @@ def attention_with_lse(
 
 
 def runs_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout_p: float) -> bool:
-    """Whether a kernel computes it. None draws dropout alike on every device, or gives the gradient of a mask."""
+    """Whether a kernel computes it. None draws dropout alike on every device, or gives the gradient of a mask, and an
+    exported program must run where the operators of this package are not."""
+    if dropout_p != 0.0 or torch.compiler.is_exporting():
+        return False
     wants_gradient = mask is not None and mask.requires_grad and torch.is_grad_enabled()
-    return dropout_p == 0.0 and not wants_gradient and kernel_for(q, k, v, mask, causal) is not None
+    return not wants_gradient and kernel_for(q, k, v, mask, causal) is not None
 
 
 def _plain(

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxtune.unbinding.masks import additive, four_axes, with_causal
+from fxtune.unbinding.precision import no_autocast, wide
 
 
 def prefix_attention(
@@ -37,6 +38,27 @@ def prefix_attention(
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
+
+
+def prefix_share(
+    q: Tensor,
+    k: Tensor,
+    k_pre: Tensor,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """λ, B x H x N in float32 at least: what attention gives whose values are 1 on the prefix and 0 elsewhere.
+
+    Where nobody reads it, it is dead code to a compiler: a cast behind the attention would check, and so keep, it.
+    """
+    dtype = wide(q.dtype)
+    with no_autocast(q):
+        q, k, k_pre = (x.to(dtype) for x in (q, k, k_pre))
+        bias = mask if mask is None or mask.dtype is torch.bool else mask.to(dtype)
+        ones, zeros = torch.ones_like(k_pre), torch.zeros_like(k)
+        return prefix_attention(q, k, zeros, k_pre, ones, mask=bias, causal=causal, scale=scale)[..., 0]
 
 
 def prompt_attention(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     """The dtype of logits, log-sum-exps and gates: float32 at least."""
-    return torch.promote_types(dtype, torch.float32)
+    return torch.float64 if dtype is torch.float64 else torch.float32
 
 
 LARGE = 16.0
@@ -23,9 +23,10 @@ def exact(q: Tensor) -> torch.dtype:
 
     In float32 both forms are as good as their logits, which matrix products of different shapes do not round alike.
     With these exact, the unbound form has left the errors of the model's own logits, which are as exact where they are
-    `large`.
+    `large`. Not in an exported program, which may run anywhere.
     """
-    return torch.float64 if q.dtype is torch.float32 and q.device.type == "cpu" else wide(q.dtype)
+    cheap = q.device.type == "cpu" and not torch.compiler.is_exporting()
+    return torch.float64 if q.dtype is torch.float32 and cheap else wide(q.dtype)
 
 
 def large(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> bool:

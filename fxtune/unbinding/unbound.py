@@ -18,6 +18,7 @@ from fxtune.unbinding.attention import (
 )
 from fxtune.unbinding.masks import four_axes
 from fxtune.unbinding.mixing import add_from_prefix, by_head, for_queries, mix, shares
+from fxtune.unbinding.original import prefix_attention, prefix_share
 from fxtune.unbinding.precision import as_autocast, no_autocast, wide
 
 
@@ -43,6 +44,8 @@ def unbound_attention(
 
     is the kernel's own backward, given the mixed output M and L in place of its output and its log-sum-exp.
 
+    `torch.export` gets the original form, which is one attention by the operator that every runtime has a kernel for.
+
     Returns:
         The mixed output, B x H x N x dv in q's dtype, and λ, B x H x N in float32 at least, to be watched: no gradient
         flows through it.
@@ -54,6 +57,9 @@ def unbound_attention(
     q, k, v, mask = as_autocast(q, k, v, mask)  # type: ignore[assignment]
     if mask is not None:
         mask = four_axes(mask)
+    if torch.compiler.is_exporting():
+        mixed = prefix_attention(q, k, v, k_pre, v_pre, mask=mask, causal=causal, scale=factor, dropout_p=dropout_p)
+        return mixed, prefix_share(q, k, k_pre, mask=mask, causal=causal, scale=factor).detach()
     if k_pre.shape[2] and runs_fused(q, k, v, mask, causal, dropout_p):
         mixed, lam, *_ = _unbound(q, k, v, k_pre, v_pre, mask, causal, factor)
         return mixed, lam.detach()

@@ -23,6 +23,7 @@ from fxtune.verifying.comparing import EXACT, Key, Measured
 from fxtune.verifying.computing import compute
 from fxtune.verifying.example import Example
 from fxtune.verifying.pair import Pair
+from fxtune.wrapped import check_plain
 
 _SEEDS = 2**31
 
@@ -67,10 +68,12 @@ def verify(
 
     Raises:
         RuleError: a tuner has no original form where the rules put it.
+        UnsupportedModelError: the model is quantised: its weights cannot be drawn anew.
         FxtuneError: the rules could not be applied, or there is nothing to compare.
     """
     chosen, given = _dtypes(dtypes), _given(examples)
     built = resolve(model, weights=False) if isinstance(model, str) else model
+    check_plain(built, "verifying")
     pair = Pair(built, rules, example_inputs, settings)
     tuners = _tuners(pair.tuned)
     results: list[tuple[Example, dict[Key, Measured]]] = []
