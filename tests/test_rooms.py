@@ -41,6 +41,7 @@ ROOMS = [
     "tasks",
     "accounting",
     "verifying",
+    "searching",
     "testing",
     "cli",
     "__main__",

@@ -26,16 +26,20 @@ def _beside(edit: Beside, insertion: Insertion, changes: Changes) -> None:
     growing = changes.region(insertion.region)
     before = growing.current(edit.output.node)
     readers = list(before.users)
-    branch = _on_tokens(growing, before, insertion.target, _read(edit, growing), edit.source, edit.output)
+    read = _read(edit, growing)
+    others = set(read.users)
+    branch = _on_tokens(growing, before, insertion.target, read, edit.source, edit.output)
+    if edit.source.node != edit.output.node:
+        growing.stand_beside(edit.output.node, set(read.users) - others)
     total = growing.behind(branch, operator.add, (before, branch))
     growing.replace(edit.output.node, readers, total)
 
 
 def _read(edit: Beside, growing: Growing) -> fx.Node:
-    """What the tuner reads: the operation's own output, or a value as the graph has it now, tuned or not."""
+    """What the tuner reads: the operation's own output, or a value as the operation is given it, tuned or not."""
     if edit.source.node == edit.output.node:
         return growing.original(edit.source.node)
-    return growing.copy_of(edit.source.node) if edit.source.copied else growing.current(edit.source.node)
+    return growing.read_beside(edit.output.node, edit.source.node, copied=edit.source.copied)
 
 
 @carry_out.register

@@ -20,7 +20,17 @@ from fxtune.tuners.attaching import attached_by
 from fxtune.tuners.building import build, drawn, refusal, settings
 from fxtune.tuners.bypass import ChannelMap, GatedSplice, Mix
 from fxtune.tuners.placement import Placement
-from fxtune.tuners.registry import joins_rows, maps_widths, names, offers, reads_output, shipped, spans_sites, tuner
+from fxtune.tuners.registry import (
+    joins_rows,
+    maps_widths,
+    names,
+    narrows,
+    offers,
+    reads_output,
+    shipped,
+    spans_sites,
+    tuner,
+)
 from fxtune.tuners.resolving import resolve
 from fxtune.tuners.rows import RowsInSoftmax, rows_through, seen_by_prompts
 
@@ -36,6 +46,7 @@ __all__ = [
     "joins_rows",
     "maps_widths",
     "names",
+    "narrows",
     "offers",
     "reads_output",
     "refusal",
