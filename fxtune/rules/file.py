@@ -34,18 +34,21 @@ def _no_slip(train: list[str]) -> list[str]:
     return train
 
 
-def _one_size(choices: dict[str, list[int]]) -> dict[str, list[int]]:
+def _each_once(sizes: list[int]) -> list[int]:
+    if len(set(sizes)) < len(sizes):
+        raise ValueError(f"expected each size once, not {sizes}")
+    return sizes
+
+
+def _one_setting(choices: dict[str, list[int]]) -> dict[str, list[int]]:
     if len(choices) > 1:
         raise ValueError("expected one size of the tuner; write one rule for each")
-    for sizes in choices.values():
-        if len(set(sizes)) < len(sizes):
-            raise ValueError(f"expected each size once, not {sizes}")
     return choices
 
 
+Size = Annotated[int, Field(ge=0, strict=True)]
 Choices = Annotated[
-    dict[str, Annotated[list[Annotated[int, Field(ge=0, strict=True)]], Field(min_length=1)]],
-    AfterValidator(_one_size),
+    dict[str, Annotated[list[Size], Field(min_length=1), AfterValidator(_each_once)]], AfterValidator(_one_setting)
 ]
 """``{setting: sizes}``."""
 

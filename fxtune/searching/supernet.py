@@ -42,8 +42,8 @@ class Supernet:
     """
 
     def __init__(self, tuned: TunedModel) -> None:
-        self.tuned = tuned
         self._made = _made(tuned)
+        self.tuned, self._state = tuned, tuned._fxtune
         rules = [rule for file in self._made.origin.rules for rule in file.rules]
         self.slots = slots_of(rules, self._made.insertions, tuned)
         self._tuners = [
@@ -91,7 +91,7 @@ class Supernet:
             PlanError: another set of tuners is in use, or they are merged or off.
         """
         chosen = self.checked(sizes)
-        if self.tuned._fxtune.made is not self._made or self.tuned._fxtune.unmerged is not None:
+        if self.tuned._fxtune is not self._state:
             raise PlanError(
                 "the tuners of this supernet are not in use now",
                 found="they are merged, off, or another set is in use",
