@@ -84,7 +84,8 @@ class Supernet:
         """While on, the tuned model computes what the sub-network of these sizes computes, with views of its weights.
 
         Gradients come to the weights themselves, so optimizers and clipping go on as they are. Call `backward` inside
-        where Blocks are checkpointed: what is computed again must be the same sub-network.
+        where Blocks are checkpointed: what is computed again must be the same sub-network. What torch compiles is
+        compiled anew for sizes that are new.
 
         Raises:
             InputError: these are no sizes of this supernet.
