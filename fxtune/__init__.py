@@ -28,6 +28,8 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         UntunedCallError,
     )
+    from fxtune.searching import Found, Supernet
+    from fxtune.searching.search import search
     from fxtune.tasks import MultiTask, multitask
     from fxtune.tracing.capture import capture
     from fxtune.tuned import TunedModel
@@ -42,6 +44,7 @@ __all__ = [
     "CaptureError",
     "Certificate",
     "CheckpointError",
+    "Found",
     "FxtuneError",
     "InputError",
     "MatchError",
@@ -53,6 +56,7 @@ __all__ = [
     "PlanError",
     "RuleError",
     "SourceError",
+    "Supernet",
     "TunedModel",
     "UnsupportedModelError",
     "UntunedCallError",
@@ -63,16 +67,19 @@ __all__ = [
     "memory",
     "methods",
     "multitask",
+    "search",
     "tuner",
     "verify",
 ]
 
 _HOME = {
     "Certificate": "fxtune.verifying",
+    "Found": "fxtune.searching",
     "MemoryReport": "fxtune.accounting",
     "MethodCounts": "fxtune.api",
     "MultiTask": "fxtune.tasks",
     "Placement": "fxtune.tuners",
+    "Supernet": "fxtune.searching",
     "TunedModel": "fxtune.tuned",
     "apply": "fxtune.api",
     "capture": "fxtune.tracing",
@@ -81,6 +88,7 @@ _HOME = {
     "memory": "fxtune.accounting",
     "methods": "fxtune.api",
     "multitask": "fxtune.tasks",
+    "search": "fxtune.searching",
     "tuner": "fxtune.tuners",
     "verify": "fxtune.verifying",
 }

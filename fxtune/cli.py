@@ -1,5 +1,5 @@
 """The command line: ``fxtune methods``, ``fxtune inspect MODEL``, ``fxtune memory MODEL``, ``fxtune verify MODEL``,
-``fxtune schema``.
+``fxtune search FUNCTION``, ``fxtune schema``.
 
 Nothing heavy is imported at the top: ``fxtune --help`` and ``fxtune methods`` run without torch.
 """
@@ -173,6 +173,45 @@ def verify(
     if certificate.breach is not None:
         print(certificate.breach, file=sys.stderr)
         raise typer.Exit(1)
+
+
+@app.command()
+def search(
+    function: Annotated[
+        str,
+        typer.Argument(
+            help="module:function, which returns a trained supernet and a score function.", show_default=False
+        ),
+    ],
+    budget: Annotated[int, typer.Option(min=0, help="The most weights that the tuners may have in all.")],
+    out: Annotated[Path, typer.Option(help="Folder for the history and the sub-network that is found.")],
+    population: Annotated[int, typer.Option(min=1, help="Candidates in a generation.")] = 50,
+    generations: Annotated[int, typer.Option(min=1, help="How many, the first, random one included.")] = 20,
+    parents: Annotated[int, typer.Option(min=1, help="How many of the best the next ones come from.")] = 10,
+    mutation: Annotated[float, typer.Option(min=0, max=1, help="Probability that a size is drawn anew.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+) -> None:
+    """Find the best sizes of a supernet's tuners within a budget of weights, by evolution.
+
+    FUNCTION takes nothing and returns a pair: the trained supernet, and a function that is given a tuned model and
+    returns its score; more is better. A search that was killed goes on where it was: give the same command again.
+    """
+    sys.path.insert(0, str(Path.cwd()))
+    from fxtune import searching
+
+    supernet, score = searching.asked_of(function)
+    found = searching.search(
+        supernet,
+        score,
+        budget=budget,
+        population=population,
+        generations=generations,
+        parents=parents,
+        mutation=mutation,
+        seed=seed,
+        folder=out,
+    )
+    print(f"{found}\nsaved in {out}")
 
 
 @app.command()

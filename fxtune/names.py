@@ -19,6 +19,7 @@ from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -131,22 +132,34 @@ _LOADERS: dict[str, Callable[[str, bool, bool], nn.Module]] = {
 }
 
 
-def _from_factory(name: str, meta: bool) -> nn.Module:
+def factory(name: str) -> Callable[[], object]:
+    """The function, or class, that ``module:factory`` names.
+
+    Raises:
+        FxtuneError: the module can't be imported, or has no such function (the closest names).
+    """
     module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise FxtuneError(f"{name!r} names no function", fix="write module:function, as in `mine:search`")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise FxtuneError(f"The module of {name!r} cannot be imported", found=str(error)) from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
+    found: Any = getattr(module, attribute, None)
+    if not callable(found):
         known = [known for known, value in vars(module).items() if callable(value)]
         raise FxtuneError(
             f"{module_name} has no function called {attribute!r}",
             found=f"nearest: {_listed(nearest(attribute, known))}",
             where=getattr(module, "__file__", None),
         )
+    return found  # type: ignore[no-any-return]
+
+
+def _from_factory(name: str, meta: bool) -> nn.Module:
+    made = factory(name)
     with _building(name, meta):
-        return _module(factory())
+        return _module(made())
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from families import FAMILIES, awake
 EVERYWHERE = ["full", "linear", "bitfit", "ssf", "res_bypass", "side_tuning", "lst at 1/4"]
 TOKENS = ["adapter", "prefix", "lora", "dual_res", "tri_res"]
 MUST_APPLY = {
-    "vit": [*EVERYWHERE, *TOKENS, "adapter_houlsby", "vpt_shallow", "vpt_deep", "adaptformer", "mam_adapter"],
-    "bert": [*EVERYWHERE, *TOKENS, "adapter_houlsby", "vpt_shallow", "vpt_deep", "adaptformer", "mam_adapter"],
+    "vit": [*EVERYWHERE, *TOKENS, "adapter_houlsby", "vpt_shallow", "vpt_deep", "adaptformer", "mam_adapter", "noah"],
+    "bert": [*EVERYWHERE, *TOKENS, "adapter_houlsby", "vpt_shallow", "vpt_deep", "adaptformer", "mam_adapter", "noah"],
     "convnext": [*EVERYWHERE, "single_adapter_block", "lora"],
     "resnet": [*EVERYWHERE, "single_adapter_block", "lora"],
     "unet": ["full", "bitfit", "ssf", "res_bypass", *TOKENS, "prompt", "lora on convolutions"],

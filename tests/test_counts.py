@@ -104,6 +104,7 @@ def test_a_vision_transformer(s: Sizes) -> None:
     expected = everywhere(s) | {
         "full": ({}, sum(p.numel() for p in model.parameters()) - s.head),
         "lora": ({"rank": s.r}, s.L * s.r * (s.D + 3 * s.D)),
+        "noah": ({}, s.L * (10 * s.D + 10 * (s.D + 3 * s.D) + 2 * s.D * 10 + 10 + s.D)),
         "bitfit": ({}, s.L * s.channels + 2 * s.D + s.C),
         "ssf": ({}, 2 * (s.L * s.channels + 2 * s.D)),
     }
@@ -123,6 +124,7 @@ def test_a_text_encoder(s: Sizes) -> None:
     expected = everywhere(s) | {
         "full": ({}, sum(p.numel() for p in model.parameters()) - s.head),
         "lora": ({"rank": s.r}, s.L * 3 * s.r * (s.D + s.D)),
+        "noah": ({}, s.L * (10 * s.D + 10 * 2 * (s.D + s.D) + 2 * s.D * 10 + 10 + s.D)),
         "bitfit": ({}, s.L * s.channels + 2 * s.D + s.C),
         "ssf": ({}, 2 * (s.L * s.channels + s.D)),
     }

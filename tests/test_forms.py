@@ -308,6 +308,26 @@ def test_logits_that_the_model_overwrites_are_gone(form: Any) -> None:
     assert tuned(**sentences(3, 4)).last_hidden_state.isfinite().all()
 
 
+PROMPT = {"at": "mha", "insert": {"res_prompt": {"tokens": 3}}}
+VPT = {"at": "block", "insert": {"vpt": {"tokens": 3}}}
+LORA = {"at": "mha", "on": ["q_proj", "k_proj", "v_proj"], "insert": {"lora": {"rank": 2}}}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tuner_beside_an_operation_reads_the_rows_that_the_operation_reads(family: str) -> None:
+    """Prompts join where LoRA stands, whichever came first: both forms compute ``(W + BA) [x; x_pro]``."""
+
+    @settings(max_examples=examples(1, 20), phases=[Phase.generate])
+    @given(FAMILIES[family])
+    def agree(case: Case) -> None:
+        captured = Captured(case)
+        for rows in (PROMPT, *([] if ("vpt_deep", family) in REFUSED else [VPT])):
+            for rules in ([rows, LORA], [LORA, rows]):
+                check(f"{[rule['at'] for rule in rules]}", captured, *captured.both({"rules": rules}))
+
+    agree()
+
+
 def small_bert(**changes: Any) -> nn.Module:
     config = transformers.BertConfig(
         vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,

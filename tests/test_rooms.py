@@ -42,6 +42,7 @@ ROOMS = [
     "tasks",
     "accounting",
     "verifying",
+    "searching",
     "testing",
     "cli",
     "__main__",

@@ -250,6 +250,7 @@ PUBLISHED = {  # methods in their original placement: the sites of their rules
     "linear": [],
     "lora": ["mha.q_proj, k_proj, v_proj", "convolution", "pointwise"],
     "mam_adapter": ["mha", "ffn"],
+    "noah": ["block", "mha.q_proj, v_proj", "ffn"],
     "prefix": ["mha"],
     "prompt": ["mha"],
     "ssf": ["convolution", "norm", "linear"],

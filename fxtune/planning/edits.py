@@ -286,6 +286,11 @@ class Prompted:
         """The tuner's method."""
         return self.cores[0][1].method
 
+    @property
+    def counted(self) -> bool:
+        """Whether the graph writes down how many rows there are; else it takes as many as the prompts have."""
+        return bool(self.bypasses or self.asides or self.masks or self.cut or self.stays)
+
     def told(self, tuner: str) -> str:
         """The edit in a line."""
         until = f", cut behind {self.cut.node}" if self.cut else ""

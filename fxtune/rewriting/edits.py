@@ -28,21 +28,24 @@ def _beside(edit: Beside, insertion: Insertion, changes: Changes) -> None:
     before = growing.current(edit.output.node)
     readers = list(before.users)
     read = _read(edit, growing)
+    others = set(read.users)
     if edit.grid is not None:
         sizes = edit.grid.sizes if isinstance(edit.grid.sizes, tuple) else hand_note(edit.grid.sizes, changes)
         branch = _on_grid(growing, before, insertion.target, read, edit.grid.prefix, sizes)
     else:
         on = _on_map if edit.method == "on_map" else _on_tokens
         branch = on(growing, before, insertion.target, read, edit.source, edit.output)
+    if edit.source.node != edit.output.node:
+        growing.stand_beside(edit.output.node, set(read.users) - others)
     total = growing.behind(branch, operator.add, (before, branch))
     growing.replace(edit.output.node, readers, total)
 
 
 def _read(edit: Beside, growing: Growing) -> fx.Node:
-    """What the tuner reads: the operation's own output, or a value as the graph has it now, tuned or not."""
+    """What the tuner reads: the operation's own output, or a value as the operation is given it, tuned or not."""
     if edit.source.node == edit.output.node:
         return growing.original(edit.source.node)
-    return growing.copy_of(edit.source.node) if edit.source.copied else growing.current(edit.source.node)
+    return growing.read_beside(edit.output.node, edit.source.node, copied=edit.source.copied)
 
 
 @carry_out.register

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
@@ -13,6 +14,7 @@ from fxtune.planning import Note
 Target = Callable[..., object] | str
 Arguments = tuple[object, ...]
 Keywords = Mapping[str, object]
+_COPY = torch.ops.aten.clone.default
 
 
 class Changes:
@@ -52,6 +54,8 @@ class Growing:
         self.hands_out = False
         """Whether it returns a tuple: its own result, then what it hands out to the regions around it."""
         self._once: dict[tuple[fx.Node, Target], fx.Node] = {}
+        self._given: dict[tuple[str, fx.Node], fx.Node] = {}
+        self._beside: dict[str, list[fx.Node]] = defaultdict(list)
 
     def tuners(self) -> nn.ModuleDict:
         """The tuners of the region."""
@@ -92,9 +96,43 @@ class Growing:
             reader.replace_input_with(before, after)
         self._current[self._original[name]] = after
 
+    def give(self, readers: Iterable[str], before: fx.Node, after: fx.Node) -> None:
+        """Gives the operations of these names, and the tuners beside them, `after` where they read `before`.
+
+        The value keeps its name: others go on reading it as it was.
+        """
+        for name in readers:
+            self._given[name, before] = after
+            for node in (self.current(name), self.operation(name), *self._beside[name]):
+                if not node._erased:
+                    self._swap(node, before, after)
+
+    def read_beside(self, operation: str, name: str, *, copied: bool) -> fx.Node:
+        """What a tuner beside an operation reads under this name: what the operation itself is given there.
+
+        Args:
+            operation: name of the operation.
+            name: of the value.
+            copied: take a copy right behind its producer: later it may be overwritten.
+        """
+        node = self.current(name)
+        while (operation, node) in self._given:
+            node = self._given[operation, node]
+        return self.once_behind(node, _COPY) if copied else node
+
+    def stand_beside(self, operation: str, readers: Iterable[fx.Node]) -> None:
+        """Lets nodes read what the operation of this name reads, whatever that is given later."""
+        self._beside[operation] += readers
+
+    def _swap(self, reader: fx.Node, before: fx.Node, after: fx.Node) -> None:
+        copy = self._once.get((before, _COPY))
+        if copy is not None and copy in reader.all_input_nodes:
+            reader.replace_input_with(copy, self.once_behind(after, _COPY))
+        reader.replace_input_with(before, after)
+
     def copy_of(self, name: str) -> fx.Node:
         """A copy of the value, taken right behind its producer: later it may be overwritten."""
-        return self.once_behind(self.current(name), torch.ops.aten.clone.default)
+        return self.once_behind(self.current(name), _COPY)
 
     def behind(
         self, node: fx.Node, target: Target, args: Arguments, kwargs: Keywords = MappingProxyType({})

@@ -40,12 +40,11 @@ def put_rows(edit: Prompted, insertion: Insertion, changes: Changes) -> None:
 def _join(edit: Prompted, insertion: Insertion, changes: Changes) -> None:
     growing = changes.region(edit.join.region)
     sequence = growing.current(edit.join.node)
-    readers = [growing.current(name) for name in edit.join.readers]
     joined = growing.behind(sequence, with_rows, (sequence, None))
     # The tuner lives in the region of the attention, which is this one or inside of it.
     path = insertion.path.removeprefix(f"{edit.join.region}.")
     joined.update_arg(1, growing.state(joined, f"{path}.prompts"))
-    _read(readers, sequence, joined)
+    growing.give(edit.join.readers, sequence, joined)
 
 
 def _step_aside(edit: Prompted, many: int, changes: Changes) -> None:
@@ -53,7 +52,7 @@ def _step_aside(edit: Prompted, many: int, changes: Changes) -> None:
         growing = changes.region(aside.region)
         rows = growing.current(aside.node)
         alone = growing.behind(rows, without_rows, (rows, many, aside.axis))
-        _read([growing.current(name) for name in aside.readers], rows, alone)
+        growing.give(aside.readers, rows, alone)
 
 
 def _lengthen_masks(edit: Prompted, many: int, changes: Changes) -> None:
@@ -61,7 +60,7 @@ def _lengthen_masks(edit: Prompted, many: int, changes: Changes) -> None:
         growing = changes.region(mask.region)
         own = growing.current(mask.node)
         longer = growing.behind(own, with_query_rows, (own, many))
-        _read([growing.current(name) for name in mask.readers], own, longer)
+        growing.give(mask.readers, own, longer)
 
 
 def _go_around(edit: Prompted, many: int, changes: Changes) -> None:
@@ -70,7 +69,7 @@ def _go_around(edit: Prompted, many: int, changes: Changes) -> None:
         entry, exit = growing.current(bypass.entry), growing.current(bypass.exit)
         behind = list(exit.users)
         alone = growing.behind(entry, without_rows, (entry, many, bypass.axis))
-        _read([growing.current(name) for name in bypass.readers], entry, alone)
+        growing.give(bypass.readers, entry, alone)
         _read(behind, exit, growing.behind(exit, with_rows_of, (exit, entry, many, bypass.axis)))
 
 

@@ -34,6 +34,25 @@ def _no_slip(train: list[str]) -> list[str]:
     return train
 
 
+def _each_once(sizes: list[int]) -> list[int]:
+    if len(set(sizes)) < len(sizes):
+        raise ValueError(f"expected each size once, not {sizes}")
+    return sizes
+
+
+def _one_setting(choices: dict[str, list[int]]) -> dict[str, list[int]]:
+    if len(choices) > 1:
+        raise ValueError("expected one size of the tuner; write one rule for each")
+    return choices
+
+
+Size = Annotated[int, Field(ge=0, strict=True)]
+Choices = Annotated[
+    dict[str, Annotated[list[Size], Field(min_length=1), AfterValidator(_each_once)]], AfterValidator(_one_setting)
+]
+"""``{setting: sizes}``."""
+
+
 class Rule(BaseModel):
     """One line of the work: at these sites, insert this tuner."""
 
@@ -48,6 +67,11 @@ class Rule(BaseModel):
     )
     where: Where = Field(default=Where(), description="which of the pattern's sites; all of them when left out")
     insert: Insert = Field(description="one tuner: its name, or {name: {setting: value}}")
+    choices: Choices = Field(
+        default={},
+        description="the sizes that a search may choose from in each block, {dim: [0, 1, 5, 10]}; none is larger than "
+        "the tuner, and 0 leaves it out. `apply` alone puts in the tuner as it is",
+    )
     reads: Literal["input", "output"] = Field(
         default="input", description="what the tuner reads: the operation's input (Eq. 7) or its output (Eq. 6)"
     )

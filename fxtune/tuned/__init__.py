@@ -6,12 +6,13 @@ twin, then (in other rooms) matching, planning and rewriting, then `TunedModel` 
 
 from fxtune.tuned.head import replace_head
 from fxtune.tuned.model import TunedModel
+from fxtune.tuned.narrowing import computing_with, first_units
 from fxtune.tuned.observing import observed_capture
 from fxtune.tuned.ownership import tensors
 from fxtune.tuned.recapture import one_capture
 from fxtune.tuned.recipe import Recipe
 from fxtune.tuned.report import Report, RuleOutcome
-from fxtune.tuned.stored import put
+from fxtune.tuned.stored import is_tuners, own_tensors, put
 from fxtune.tuned.twin import structural_twin
 
 __all__ = [
@@ -19,8 +20,12 @@ __all__ = [
     "Report",
     "RuleOutcome",
     "TunedModel",
+    "computing_with",
+    "first_units",
+    "is_tuners",
     "observed_capture",
     "one_capture",
+    "own_tensors",
     "put",
     "replace_head",
     "structural_twin",

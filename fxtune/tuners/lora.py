@@ -42,6 +42,7 @@ class Lora(nn.Module):
     """
 
     maps_widths: ClassVar[bool] = True
+    narrows: ClassVar[dict[str, dict[str, int | None]]] = {"rank": {"A": 0, "B": 1}}
 
     def __init__(
         self,
@@ -57,11 +58,17 @@ class Lora(nn.Module):
         groups, kernel = (self.convolution.groups, self.convolution.kernel) if self.convolution else (1, ())
         reads = (place.width_in // groups, *kernel)
         _check_rank(rank, place, math.prod(reads))
-        self.factor = 1.0 if alpha is None else alpha / rank
+        self.alpha = alpha
         self.dropout = nn.Dropout(dropout)
         self.A = nn.Parameter(torch.empty(rank, *reads))
         self.B = nn.Parameter(torch.zeros(place.width, rank))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+
+    @property
+    def factor(self) -> float:
+        """s, of the rank that there is; without any rank there is nothing that it could scale."""
+        rank = self.A.shape[0]
+        return 1.0 if self.alpha is None or rank == 0 else self.alpha / rank
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, D_in) to what is added to the operation's output, (B, N, D)."""

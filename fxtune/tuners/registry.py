@@ -54,13 +54,21 @@ where that unit's attention has one, its mask, boolean or added to the logits, B
 =============================  =======================================================================================
 
 A tuner whose `prompts` (P x D) join the sequence as rows derives from `RowsInSoftmax`.
+
+A tuner with a size, of which a search may use the first k units alone, says where that size lies in its weights:
+
+    narrows = {"dim": {"down.weight": 0, "down.bias": 0, "up.weight": 1, "up.bias": None}}
+
+For each such setting: name of a weight -> the axis along which its first k entries are taken, or None for a weight that
+has no such axis and is zero at k = 0. What is not named stays whole. With the sliced weights the tuner must compute
+what one that was built at size k computes, and nothing at k = 0: so it reads its sizes from its weights.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_type_hints
 
@@ -90,6 +98,8 @@ class Entry:
     """kind of site -> why the tuner does not go there"""
     maps_widths: bool
     """whether it reads tokens of D_in channels and returns tokens of D"""
+    narrows: Mapping[str, Mapping[str, int | None]]
+    """setting -> name of a weight -> axis of its units, or None: zero where there is none"""
 
 
 _entries: dict[str, Entry] = {}
@@ -183,6 +193,15 @@ def spans_sites(name: str) -> bool:
     return bool(getattr(find(name).cls, "spans_sites", False))
 
 
+def narrows(name: str) -> dict[str, dict[str, int | None]]:
+    """The settings of the tuner `name` that are sizes, and where each lies in its weights (see the top of this module).
+
+    Raises:
+        RuleError: no tuner is called so; the closest names.
+    """
+    return {size: dict(axes) for size, axes in find(name).narrows.items()}
+
+
 def offers(name: str, method: str) -> bool:
     """Whether the tuner `name` can be attached by this method (see the top of this module).
 
@@ -221,7 +240,24 @@ def _entry(name: str, cls: Any) -> Entry:
     if not isinstance(maps, bool):
         raise refuse(f"maps_widths = {maps!r}", "write `maps_widths = True`, and read `place.width_in` channels")
     settings = _settings(cls, refuse)
-    return Entry(name, cls, _model(name, settings, refuse), settings, dict(refuses), maps)
+    narrows = _narrows(cls, settings, refuse)
+    return Entry(name, cls, _model(name, settings, refuse), settings, dict(refuses), maps, narrows)
+
+
+def _narrows(cls: Any, settings: Collection[str], refuse: Refuse) -> dict[str, Mapping[str, int | None]]:
+    """What the class says of its sizes."""
+    narrows = getattr(cls, "narrows", {})
+    well_formed = isinstance(narrows, Mapping) and all(
+        size in settings
+        and isinstance(axes, Mapping)
+        and all(isinstance(weight, str) for weight in axes)
+        and all(axis is None or type(axis) is int for axis in axes.values())
+        and any(axis is not None for axis in axes.values())
+        for size, axes in narrows.items()
+    )
+    if not well_formed:
+        raise refuse(f"narrows = {narrows!r}", 'write `narrows = {"dim": {"down.weight": 0}}`: setting, weight, axis')
+    return dict(narrows)
 
 
 def _settings(cls: type[nn.Module], refuse: Refuse) -> dict[str, tuple[Any, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -28,6 +28,10 @@ class ResAdapter(nn.Module):
         activation: φ.
         dropout: of φ's result, in training.
     """
+
+    narrows: ClassVar[dict[str, dict[str, int | None]]] = {
+        "dim": {"down.weight": 0, "down.bias": 0, "up.weight": 1, "up.bias": None}
+    }
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -42,6 +42,8 @@ class ResPrefix(nn.Module):
     Raises:
         RuleError: `init: zero` on an MHA; or the width does not divide into the heads.
     """
+
+    narrows: ClassVar[dict[str, dict[str, int | None]]] = {"tokens": {"keys": 0, "values": 0}}
 
     def __init__(
         self,

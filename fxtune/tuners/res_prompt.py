@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BeforeValidator, Field
@@ -45,6 +45,8 @@ class ResPrompt(PromptRows):
     Raises:
         RuleError: the width does not divide into the heads.
     """
+
+    narrows: ClassVar[dict[str, dict[str, int | None]]] = {"tokens": {"prompts": 0}}
 
     def __init__(
         self,

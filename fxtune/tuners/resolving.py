@@ -35,7 +35,11 @@ def resolve(rule_sets: Sequence[RuleSet], overrides: Mapping[str, Any] | None = 
     settings = {name: value for name, value in plain.items() if name not in conditions}
     entries = {name: find(name) for rule_set in rule_sets for insert, _ in _inserts(rule_set) for name in insert}
     _check_overrides(settings, conditions, entries.values())
-    return [_overridden(rule_set, settings, conditions, entries) for rule_set in rule_sets]
+    changed = [_overridden(rule_set, settings, conditions, entries) for rule_set in rule_sets]
+    for rule_set in changed:
+        for i, rule in enumerate(rule_set.rules):
+            _check_choices(rule, entries[rule.tuner], rule_set, ("rules", i, "choices"))
+    return changed
 
 
 def _inserts(rule_set: RuleSet) -> Iterator[tuple[Insert, Loc]]:
@@ -51,6 +55,33 @@ def _check(rule_set: RuleSet, insert: Insert, loc: Loc) -> None:
         entry = find(name, where=rule_set.document.where((*loc, name), key=True))
         if settings:
             checked(entry, rule_set.document, (*loc, name))
+
+
+def _check_choices(rule: Rule, entry: Entry, rule_set: RuleSet, loc: Loc) -> None:
+    """The sizes that a rule leaves open: settings of its tuner that are sizes, none larger than the tuner itself."""
+    for name, sizes in rule.choices.items():
+        if name not in entry.narrows:
+            near = source.nearest(name, entry.narrows, 1)
+            raise RuleError(
+                f"The tuner {entry.name!r} has no size called {name!r} to choose",
+                found=f"its sizes: {', '.join(entry.narrows) or 'none'}",
+                where=rule_set.document.where((*loc, name), key=True),
+                fix=f"did you mean {near[0]!r}?" if near else "leave `choices:` out",
+            )
+        largest = rule.settings.get(name, entry.settings[name][1])
+        if max(sizes) > largest:
+            raise RuleError(
+                f"A choice of `{name}` is larger than the tuner itself",
+                found=f"{max(sizes)}, and {entry.name} with {name}={largest}",
+                where=rule_set.document.where((*loc, name)),
+                fix="let the rule insert the tuner at the largest of its choices: a smaller one is a part of it",
+            )
+        for size in filter(None, sizes):
+            try:
+                checked(entry, source.from_data({**rule.settings, name: size}, entry.name))
+            except RuleError as error:
+                where = rule_set.document.where((*loc, name, sizes.index(size)))
+                raise RuleError(error.asked, found=error.found, where=where) from None
 
 
 def _check_overrides(settings: Mapping[str, Any], conditions: Mapping[str, Any], entries: Collection[Entry]) -> None:

@@ -26,6 +26,8 @@ class Vpt(PromptRows):
         tokens: P.
     """
 
+    narrows: ClassVar[dict[str, dict[str, int | None]]] = {"tokens": {"prompts": 0}}
+
     def __init__(self, place: Placement, *, tokens: Annotated[int, Field(ge=0)] = 10) -> None:
         super().__init__()
         self.prompts = nn.Parameter(torch.empty(tokens, place.width_in))
