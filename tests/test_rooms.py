@@ -22,6 +22,7 @@ ROOMS = [
     "collecting",
     "vocabulary",
     "view",
+    "structure",
     "patterns",
     "matching",
     "rules",

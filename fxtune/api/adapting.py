@@ -12,6 +12,7 @@ from fxtune.api.drafting import capture_of, rule_sets_for
 from fxtune.interchange import Adapter, Placed, check_others, fitted, rules_of
 from fxtune.planning import Patch
 from fxtune.saving import Origin, described, rule_files
+from fxtune.structure import structured
 from fxtune.tracing import call_inputs
 from fxtune.tuned import Recipe, TunedModel, put
 
@@ -43,7 +44,7 @@ def adapted(model: nn.Module, adapter: Adapter, name: str, example_inputs: Any) 
     matrices = fitted(adapter, sites, model)
     patch = recipe.plan(captured.graph, sites)[1]
     weights = {**adapter.others, **_named(patch, matrices)}
-    tuned = build(model, captured, recipe, patch, origin)
+    tuned = build(model, captured, recipe, patch, origin, structured(captured.graph, sites.view))
     put(tuned, model, Placed(adapter.path, weights))
     return tuned
 

@@ -11,7 +11,7 @@ from fxtune.tuned.ownership import tensors
 from fxtune.tuned.recapture import one_capture
 from fxtune.tuned.recipe import Recipe
 from fxtune.tuned.report import Report, RuleOutcome
-from fxtune.tuned.stored import put
+from fxtune.tuned.stored import is_tuners, put
 from fxtune.tuned.twin import structural_twin
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Report",
     "RuleOutcome",
     "TunedModel",
+    "is_tuners",
     "observed_capture",
     "one_capture",
     "put",

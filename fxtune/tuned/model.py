@@ -15,7 +15,7 @@ from fxtune.caching import FeatureCache, SplitBatch, cache_features
 from fxtune.errors import CheckpointError, InputError, UnsupportedModelError
 from fxtune.interchange import Format, check_format
 from fxtune.planning import Folding, Place
-from fxtune.saving import Backbone, Made, weights_of, write
+from fxtune.saving import Backbone, Made, parts_of, weights_of, write
 from fxtune.splitting import Features
 from fxtune.tracing import Region
 from fxtune.tuned.attributes import attribute_of_original, tuned_class
@@ -293,8 +293,15 @@ class TunedModel(CheckpointingNames, nn.Module):
             return save_as_peft(self, state.original, state.made, Path(folder))
         if form == "diffusers":
             return save_as_diffusers(self, state.original, state.made, Path(folder))
-        backbone = Backbone(computing=state.made.computing, weights=weights_of(state.original))
-        write(Path(folder), own_tensors(self, state.original), state.made.origin, backbone)
+        made = state.made
+        backbone = Backbone(
+            computing=made.computing,
+            weights=weights_of(state.original),
+            structure=made.structure,
+            parts=parts_of(state.original, made.structure),
+            tuners=dict(made.standings),
+        )
+        write(Path(folder), own_tensors(self, state.original), made.origin, backbone)
 
     def merge(self) -> TunedModel:
         """Put every tuner that can go there (lora, ssf, bitfit on single operations) into the weights that it changes.

@@ -19,6 +19,7 @@ from fxtune.tuners import (  # noqa: F401 - importing registers them
 from fxtune.tuners.attaching import attached_by
 from fxtune.tuners.building import build, drawn, refusal, settings
 from fxtune.tuners.bypass import ChannelMap, GatedSplice, Mix
+from fxtune.tuners.parting import can_part, joined, parted
 from fxtune.tuners.placement import Placement
 from fxtune.tuners.registry import joins_rows, maps_widths, names, offers, reads_output, shipped, spans_sites, tuner
 from fxtune.tuners.resolving import resolve
@@ -32,11 +33,14 @@ __all__ = [
     "RowsInSoftmax",
     "attached_by",
     "build",
+    "can_part",
     "drawn",
+    "joined",
     "joins_rows",
     "maps_widths",
     "names",
     "offers",
+    "parted",
     "reads_output",
     "refusal",
     "resolve",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxtune.errors import RuleError
+from fxtune.tuners.parting import at_rows, block_diagonal
 from fxtune.tuners.placement import Placement
 from fxtune.tuners.registry import tuner
 
@@ -69,6 +71,28 @@ class Lora(nn.Module):
         wide = torch.promote_types(weight.dtype, self.A.dtype)
         update = self.factor * (self.B.to(wide) @ self.A.to(wide))
         return (weight.to(wide) + update).to(weight.dtype), bias
+
+    @staticmethod
+    def parted(weights: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+        """Of a fused map for some of its channels: a copy of A, and these rows of B."""
+        return {"A": weights["A"], "B": weights["B"][rows]}
+
+    @staticmethod
+    def joined(
+        parts: Sequence[Mapping[str, Tensor]], rows: Sequence[Tensor], settings: Mapping[str, Any], compact: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """For a fused map: one A for all where theirs are equal, else all A under each other and B in blocks.
+
+        The second is exact, too, at the sum of the ranks.
+        """
+        downs, ups = [part["A"] for part in parts], [part["B"] for part in parts]
+        if compact and all(torch.equal(downs[0], down) for down in downs):
+            return {"A": downs[0], "B": at_rows(ups, rows)}, dict(settings)
+        rank = sum(len(down) for down in downs)
+        changed = {**settings, "rank": rank}
+        if settings.get("alpha") is not None:  # the factor alpha / r stays as it was
+            changed["alpha"] = settings["alpha"] * rank / len(downs[0])
+        return {"A": torch.cat(downs), "B": block_diagonal(ups, rows)}, changed
 
 
 def _check_linear(place: Placement) -> None:

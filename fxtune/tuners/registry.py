@@ -31,6 +31,7 @@ causal, scale, dropout)``      with λ, B x H x N, for `gates`; q is B x H x N x
 ``attend_original(...)``       original, at an attention: the result alone
 =============================  =======================================================================================
 
+With static methods `parted` and `joined` (see `fxtune.tuners.parting`) it moves between fused and split projections.
 A tuner whose `prompts` (P x D) join the sequence as rows derives from `RowsInSoftmax`.
 """
 

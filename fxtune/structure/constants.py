@@ -1,0 +1,56 @@
+"""Values that are computed from no input and no weight: the numbers that they are."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxtune.view import Value, example_size
+from fxtune.vocabulary import RANDOM
+
+_MOST_NUMBERS = 2**22
+
+_MADE_ELSEWHERE = frozenset({"param", "buffer", "input", "opaque", *RANDOM})
+
+
+def constants(values: list[Value]) -> dict[int, Tensor]:
+    """Value id -> its numbers at the example's sizes, for every tensor that depends on nothing else."""
+    found: dict[int, Tensor] = {}
+    for value in values:
+        if isinstance(value.val, Tensor) and value.op not in _MADE_ELSEWHERE and _small(value):
+            tensor = _computed(value, found)
+            if tensor is not None:
+                found[value.id] = tensor
+    return found
+
+
+def says_nothing(mask: Tensor) -> bool:
+    """Whether an attention mask leaves everything as it is."""
+    return bool(mask.all()) if mask.dtype == torch.bool else not bool(mask.any())
+
+
+def _small(value: Value) -> bool:
+    return math.prod(map(example_size, value.shape)) <= _MOST_NUMBERS
+
+
+def _computed(value: Value, known: dict[int, Tensor]) -> Tensor | None:
+    if any(isinstance(read.val, Tensor | tuple | list) and read.id not in known for read in value.inputs()):
+        return None
+
+    def number(argument: Any) -> Any:
+        if isinstance(argument, Value):
+            return known[argument.id] if argument.id in known else _size(argument.val)
+        return torch.device("cpu") if isinstance(argument, torch.device) else _size(argument)
+
+    try:
+        result = value.target(*fx.node.map_aggregate(value.args, number), **fx.node.map_aggregate(value.kwargs, number))
+    except (RuntimeError, TypeError, NotImplementedError, ValueError, IndexError):
+        return None
+    return result if isinstance(result, Tensor) else None
+
+
+def _size(argument: Any) -> Any:
+    return example_size(argument) if isinstance(argument, torch.SymInt) else argument

@@ -1,0 +1,312 @@
+"""From a captured model's canonical view to its structure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxtune.digests import digest_of
+from fxtune.structure.attributes import attributes_of, given
+from fxtune.structure.constants import constants, says_nothing
+from fxtune.structure.layout import Way, places_along, shape_of, way_to, written
+from fxtune.structure.numbers import Take, strided, told
+from fxtune.structure.structure import STATE, Node, Operand, Structure
+from fxtune.view import Value, View, example_size
+from fxtune.vocabulary import COMMUTATIVE
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What is read of a source: of a tensor of the state these numbers in this shape, of a linear map these rows."""
+
+    shape: tuple[int, ...]
+    take: Take
+
+
+_Part = _Piece | None
+_Read = tuple[int, _Part, str]
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Tokens x channels, whatever the layout."""
+
+    axis: int
+
+    def changes_nothing(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == 2 and self.axis == -1
+
+    def __call__(self, places: Tensor) -> Tensor:
+        return places.movedim(self.axis, -1).flatten(0, -2)
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """Out x in, of rows among out."""
+
+    turned: bool
+    rows: Take | None
+
+    def changes_nothing(self, shape: tuple[int, ...]) -> bool:
+        return len(shape) == 2 and not self.turned and self.rows is None
+
+    def __call__(self, places: Tensor) -> Tensor:
+        stored = places.t() if self.turned else places.flatten(1)
+        return stored if self.rows is None else stored[self.rows.places()]
+
+
+@dataclass(frozen=True)
+class _Channels:
+    """A number a channel, of rows among these."""
+
+    rows: Take | None
+
+    def changes_nothing(self, shape: tuple[int, ...]) -> bool:
+        return self.rows is None
+
+    def __call__(self, places: Tensor) -> Tensor:
+        return places if self.rows is None else places[..., self.rows.places()]
+
+
+@dataclass(frozen=True)
+class Structured:
+    """A structure, and where the view's values are in it.
+
+    Attributes:
+        structure: the structure.
+        found: view id -> the nodes that it became: several for a linear map of which parts are read.
+    """
+
+    structure: Structure
+    view: View
+    found: dict[int, tuple[int, ...]]
+
+    def at(self, value: int) -> tuple[int, ...]:
+        """The nodes of the operation that gives a value; none for what the model does not return anything of."""
+        return self.found.get(way_to(self.view, value).source, ())
+
+
+def structured(root: fx.GraphModule, view: View) -> Structured:
+    """The structure of a captured model.
+
+    Args:
+        root: the capture, for the numbers of what is not in the state_dict.
+        view: its canonical view.
+    """
+    return _Former(root, view).form()
+
+
+class _Former:
+    def __init__(self, root: fx.GraphModule, view: View) -> None:
+        self.root, self.view = root, view
+        self.constants = constants(view.values)
+        self.saved = frozenset(root.state_dict())
+        self.reads: dict[tuple[int, _Part], list[_Read]] = {}
+        self.known: dict[tuple[Any, ...], tuple[_Part, str]] = {}
+
+    def form(self) -> Structured:
+        """Readers come before what they read, for what is read of a linear map decides what it becomes."""
+        outputs = [self._read(value) for value in self.view.returned]
+        wanted: dict[int, dict[_Part, None]] = {}
+        _want(wanted, outputs)
+        for id in range(len(self.view.values) - 1, -1, -1):
+            for part in wanted.get(id, ()):
+                reads = self.reads[id, part] = list(self._operands(id, part))
+                _want(wanted, reads)
+        keys = sorted(self.reads, key=lambda key: (key[0], key[1].take.offset if key[1] else -1, str(key[1])))
+        index = {key: i for i, key in enumerate(keys)}
+        nodes = tuple(self._node(id, part, index) for id, part in keys)
+        found: dict[int, tuple[int, ...]] = {}
+        for id, part in keys:
+            found[id] = (*found.get(id, ()), index[id, part])
+        return Structured(Structure(nodes=nodes, outputs=_operands(outputs, index)), self.view, found)
+
+    # ---- what is read ------------------------------------------------------------------------------------------------
+
+    def _operands(self, id: int, part: _Part) -> Iterator[_Read]:
+        value = self.view.values[id]
+        if id in self.constants or id not in self.view.graph:
+            return
+        if self._is_linear(id):
+            yield from self._operands_of_linear(value, part)
+            return
+        for read in value.inputs():
+            if isinstance(read.val, Tensor | tuple | list) and not self._is_idle(value, read):
+                yield self._read(read.id)
+
+    def _operands_of_linear(self, value: Value, part: _Part) -> Iterator[_Read]:
+        """Tokens x channels, a weight of out x in, and a bias; of the two the rows that are asked for."""
+        x, weight, *bias = self._roles(value)
+        rows = part.take if part else None
+        yield self._read(x.id, _Tokens(1 if value.op.startswith("conv") else -1))
+        yield self._read(weight.id, _Matrix(value.op in ("addmm", "mm", "matmul"), rows))
+        for one in bias:
+            yield self._read(one.id, _Channels(rows))
+
+    def _read(self, id: int, form: _Tokens | _Matrix | _Channels | None = None) -> _Read:
+        """What is read of which source, and how: as it is, or in the form that a linear map has it."""
+        way = way_to(self.view, id)
+        if id in self.constants or way.source in self.constants:
+            return (id, None, "") if id in self.constants else (way.source, None, written(way))
+        source, shape = self.view.values[way.source], shape_of(self.view, way)
+        kind = STATE if source.op in ("param", "buffer") else "linear" if self._is_linear(way.source) else ""
+        channels = 1 if kind == "linear" and source.op.startswith("conv") else None
+        if kind == STATE and not way.steps and (form is None or form.changes_nothing(shape)):
+            return way.source, None, ""
+        key = (kind, shape, channels, written(way), form)
+        if key not in self.known:  # the layers of a network have their layout in common
+            self.known[key] = _described(kind, shape, channels, way, form)
+        part, how = self.known[key]
+        return way.source, part, f"item {way.item} {how}" if way.item else how
+
+    # ---- nodes -------------------------------------------------------------------------------------------------------
+
+    def _node(self, id: int, part: _Part, index: dict[tuple[int, _Part], int]) -> Node:
+        value = self.view.values[id]
+        take = part.take if part else None
+        if id in self.constants:
+            return _constant(self.constants[id], value.module)
+        if value.op in ("param", "buffer"):
+            return self._state(value, part)
+        if value.op == "input" or id not in self.view.graph:
+            kind = "input" if value.op == "input" else f"noise {value.op}"
+            return Node(op=kind, name=str(value.target) * (value.op == "input"), shape=_shape(value), attributes=_kind(value))
+        op = self.view.op(id)
+        operands = _operands(self.reads[id, part], index)
+        if value.op == "opaque":
+            return Node(op=op, name=value.module, attributes=value.module, operands=operands)
+        if self._is_linear(id):
+            width = self._width(value) if take is None else take.size
+            shape: tuple[int, ...] = (math.prod(_shape(value)) // self._width(value), width)
+            return Node(op=op, name=value.module, shape=shape, operands=operands, take=take)
+        attributes, eps = attributes_of(value, op, self.view.attrs(id))
+        kind = _kind(value)
+        return Node(
+            op=value.op if op == "linear" else op,
+            name=value.module,
+            shape=_shape(value),
+            attributes=", ".join(filter(None, [attributes, kind])),
+            eps=eps,
+            operands=operands,
+            ordered=op not in COMMUTATIVE or "alpha" in attributes,
+        )
+
+    def _state(self, value: Value, part: _Part) -> Node:
+        name, kind = str(value.target), _kind(value)
+        tensor = None if name in self.saved else _held(self.root, name)
+        if tensor is not None:
+            return _constant(tensor, name)
+        shape = part.shape if part else _shape(value)
+        return Node(op=STATE, name=name, shape=shape, attributes=kind, take=part.take if part else None)
+
+    # ---- linear maps -------------------------------------------------------------------------------------------------
+
+    def _is_linear(self, id: int) -> bool:
+        """Whether it is a linear map whose weight is a matrix, and its bias a number a channel."""
+        if id not in self.view.graph or self.view.op(id) != "linear":
+            return False
+        value = self.view.values[id]
+        roles = self._roles(value)
+        if len(roles) < 2 or not isinstance(value.val, Tensor) or len(value.shape) < 2:
+            return False
+        matrix = len(roles[1].shape) == 2 or value.op.startswith("conv")
+        plain = all(given(value).get(factor, 1) == 1 for factor in ("alpha", "beta"))
+        return matrix and plain and all(_shape(bias) == (self._width(value),) for bias in roles[2:])
+
+    @staticmethod
+    def _roles(value: Value) -> list[Value]:
+        """Input, weight and bias."""
+        names = {"addmm": ("mat1", "mat2", "self"), "mm": ("self", "mat2"), "matmul": ("self", "other")}
+        arguments = given(value)
+        roles = [arguments.get(name) for name in names.get(value.op, ("input", "weight", "bias"))]
+        return [role for role in roles if isinstance(role, Value)]
+
+    def _width(self, value: Value) -> int:
+        return example_size(value.shape[1 if value.op.startswith("conv") else -1])
+
+    def _is_idle(self, value: Value, read: Value) -> bool:
+        """Whether an operand is noise, or a mask that masks nothing."""
+        if value.op == "scaled_dot_product_attention" and given(value).get("attn_mask") is read:
+            way = way_to(self.view, read.id)
+            mask = self.constants.get(read.id, self.constants.get(way.source))
+            return mask is not None and says_nothing(mask)
+        return False
+
+
+def _want(wanted: dict[int, dict[_Part, None]], reads: list[_Read]) -> None:
+    for source, part, _ in reads:
+        wanted.setdefault(source, {})[part] = None
+
+
+def _operands(reads: list[_Read], index: dict[tuple[int, _Part], int]) -> tuple[Operand, ...]:
+    return tuple(Operand(node=index[source, part], how=how) for source, part, how in reads)
+
+
+def _described(
+    kind: str, shape: tuple[int, ...], channels: int | None, way: Way, form: _Tokens | _Matrix | _Channels | None
+) -> tuple[_Part, str]:
+    """Which part of a source is read, and how."""
+    places = places_along(shape, channels, way)
+    if places is None:
+        return None, written(way)
+    places = places if form is None else form(places)
+    if kind == STATE:
+        return _of_state(places, shape)
+    if kind == "linear":
+        return _of_linear(places, shape[-1 if channels is None else channels])
+    return None, told(places, math.prod(shape))
+
+
+def _of_state(places: Tensor, shape: tuple[int, ...]) -> tuple[_Part, str]:
+    """The numbers of a tensor in the order in which they are read."""
+    take = strided(places)
+    if take is None:
+        return None, told(places, math.prod(shape))
+    whole = tuple(places.shape) == shape and take == strided(torch.arange(places.numel()))
+    return None if whole else _Piece(tuple(places.shape), take), ""
+
+
+def _of_linear(places: Tensor, width: int) -> tuple[_Part, str]:
+    """The rows that are read, and how: of a map of these rows alone."""
+    tokens, channels = places // width, places % width
+    read = torch.zeros(width, dtype=torch.bool)
+    read[channels.flatten()] = True
+    rows = read.nonzero().flatten()
+    take = strided(rows) if 0 < len(rows) < width else None
+    if take is None:
+        return None, told(places, -1)
+    rank = torch.cumsum(read, 0) - 1
+    return _Piece((take.size,), take), told(tokens * len(rows) + rank[channels], -1)
+
+
+def _constant(tensor: Tensor, name: str) -> Node:
+    return Node(op="constant", name=name, shape=tuple(tensor.shape), attributes=digest_of(tensor))
+
+
+def _held(root: fx.GraphModule, name: str) -> Tensor | None:
+    """A tensor of the model that its state_dict lacks; None where it has no numbers, or no graph holds it."""
+    path, _, last = name.rpartition(".")
+    try:
+        tensor = getattr(root.get_submodule(path), last)
+    except AttributeError:
+        return None
+    return tensor if isinstance(tensor, Tensor) and not tensor.is_meta else None
+
+
+def _shape(value: Value) -> tuple[int, ...]:
+    if isinstance(value.val, tuple | list):
+        return next((tuple(map(example_size, one.shape)) for one in value.val if isinstance(one, Tensor)), ())
+    return tuple(map(example_size, value.shape))
+
+
+def _kind(value: Value) -> str:
+    """What kind of numbers: floating ones count alike, whatever their precision."""
+    val = value.val[0] if isinstance(value.val, tuple | list) and value.val else value.val
+    if not isinstance(val, Tensor) or val.dtype.is_floating_point:
+        return ""
+    return str(val.dtype).removeprefix("torch.")
