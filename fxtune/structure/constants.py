@@ -42,8 +42,8 @@ def _computed(value: Value, known: dict[int, Tensor]) -> Tensor | None:
 
     def number(argument: Any) -> Any:
         if isinstance(argument, Value):
-            return known[argument.id] if argument.id in known else _size(argument.val)
-        return torch.device("cpu") if isinstance(argument, torch.device) else _size(argument)
+            return known[argument.id] if argument.id in known else size_of(argument.val)
+        return torch.device("cpu") if isinstance(argument, torch.device) else size_of(argument)
 
     try:
         result = value.target(*fx.node.map_aggregate(value.args, number), **fx.node.map_aggregate(value.kwargs, number))
@@ -52,5 +52,6 @@ def _computed(value: Value, known: dict[int, Tensor]) -> Tensor | None:
     return result if isinstance(result, Tensor) else None
 
 
-def _size(argument: Any) -> Any:
+def size_of(argument: Any) -> Any:
+    """A symbolic size as it is in the example; anything else as it is."""
     return example_size(argument) if isinstance(argument, torch.SymInt) else argument

@@ -1,4 +1,4 @@
-"""Where a value's numbers come from: layout and parts, carried out on the places of the numbers."""
+"""Where a value's numbers come from: through layout and parts, back to what computed them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fxtune.structure.constants import _size
+from fxtune.structure.constants import size_of
+from fxtune.structure.places import Places, lying
 from fxtune.view import Value, View, example_size
-from fxtune.vocabulary import PART
+from fxtune.vocabulary import PART, RESHAPING
+
+_KEEPING_ORDER = RESHAPING | {"contiguous", "alias", "view_as", "reshape_as", "view_copy", "ravel"}
+"""Layout operators that give the numbers, in their order, the sizes that they have afterwards."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ def way_to(view: View, id: int) -> Way:
     item = 0
     while True:
         value = view.values[id]
-        tensors = [read for read in value.inputs() if isinstance(read.val, Tensor | tuple | list)]
+        tensors = tensors_of(value)
         quiet = view.quiet.get(id)
         if value.target is operator.getitem and tensors and tensors[0].op not in PART:
             item = int(value.args[1])
@@ -46,70 +50,72 @@ def way_to(view: View, id: int) -> Way:
         id = tensors[0].id
 
 
+def tensors_of(value: Value) -> list[Value]:
+    """The tensors that a value is computed from."""
+    return [read for read in value.inputs() if isinstance(read.val, Tensor | tuple | list)]
+
+
+def shape_of(view: View, way: Way) -> tuple[int, ...]:
+    """Sizes of what a way leads back to, in the example."""
+    val = view.values[way.source].val
+    found: Tensor = val if isinstance(val, Tensor) else val[way.item]
+    return tuple(map(example_size, found.shape))
+
+
+def places_along(shape: tuple[int, ...], last: int | None, way: Way) -> Places | None:
+    """The places among the source's numbers that a value holds; None where these are not in even steps.
+
+    Args:
+        shape: of the source.
+        last: the source's axis that counts fastest, where that is not its last.
+        way: the way to the value.
+    """
+    places: Places | None = lying(shape, last)
+    parts: Any = None  # of a step that makes several: what each of them is, as views of `whole`
+    whole = torch.empty(0)
+    for step in way.steps:
+        if places is None:
+            return None
+        if step.op in _KEEPING_ORDER:
+            places = places.shaped(tuple(map(example_size, step.shape)))
+            continue
+        if step.target is operator.getitem:
+            made = parts[step.args[1]]
+        else:
+            whole = torch.empty(places.shape, device="meta")
+            made = _called(step, whole)
+        if isinstance(made, Tensor):
+            places = places.viewed(whole, made)
+        elif made is None:
+            return None
+        parts = made
+    return places
+
+
 def written(way: Way) -> str:
     """The steps of a way as text, their tensors left out."""
     return "; ".join(_told(step) for step in way.steps)
 
 
-def shape_of(view: View, way: Way) -> tuple[int, ...]:
-    """Sizes of what a way leads back to, in the example."""
-    return tuple(map(example_size, _result(view.values[way.source], way.item).shape))
-
-
-def places_along(shape: tuple[int, ...], channels: int | None, way: Way) -> Tensor | None:
-    """The places among the source's numbers, in the shape of the value that the way is of; None where a step cannot be
-    carried out on places.
-
-    Args:
-        shape: of the source.
-        channels: the source's axis whose places count fastest, where that is not its last.
-        way: the way.
-    """
-    return _walked(_base(shape, channels), way.steps)
-
-
-def _result(value: Value, item: int) -> Tensor:
-    found: Tensor = value.val if isinstance(value.val, Tensor) else value.val[item]
-    return found
-
-
-def _base(shape: tuple[int, ...], channels: int | None) -> Tensor:
-    if channels is None or not shape:
-        return torch.arange(torch.Size(shape).numel()).view(shape)
-    moved = [size for axis, size in enumerate(shape) if axis != channels] + [shape[channels]]
-    return torch.arange(torch.Size(moved).numel()).view(moved).movedim(-1, channels)
-
-
-def _walked(places: Tensor, steps: tuple[Value, ...]) -> Tensor | None:
-    current: Any = places
-    for step in steps:
-        if step.target is operator.getitem:
-            current = current[step.args[1]]
-            continue
-        read = next(read for read in step.inputs() if isinstance(read.val, Tensor | tuple | list))
-
-        def put(argument: Any, read: Value = read, current: Any = current) -> Any:
-            if argument is read:
-                return current.contiguous()
-            return _size(argument.val) if isinstance(argument, Value) else _size(argument)
-
-        try:
-            current = step.target(
-                *fx.node.map_aggregate(step.args, put),
-                **fx.node.map_aggregate(step.kwargs, put),
-            )
-        except (RuntimeError, TypeError, NotImplementedError, ValueError, IndexError):
-            return None
-    whole = isinstance(current, Tensor) and current.dtype == torch.int64
-    return current if whole else None
-
-
-def _told(step: Value) -> str:
-    """A step as text, its tensors left out."""
+def _called(step: Value, current: Any) -> Any:
+    """What a step makes of a tensor; None where it can't be carried out."""
+    read = tensors_of(step)[0]
 
     def put(argument: Any) -> Any:
         if isinstance(argument, Value):
-            return "_" if isinstance(argument.val, Tensor | tuple | list) else _size(argument.val)
-        return _size(argument)
+            return current if argument is read else size_of(argument.val)
+        return size_of(argument)
+
+    try:
+        return step.target(*fx.node.map_aggregate(step.args, put), **fx.node.map_aggregate(step.kwargs, put))
+    except (RuntimeError, TypeError, NotImplementedError, ValueError, IndexError):
+        return None
+
+
+def _told(step: Value) -> str:
+    def put(argument: Any) -> Any:
+        if isinstance(argument, Value):
+            return "_" if isinstance(argument.val, Tensor | tuple | list) else size_of(argument.val)
+        return size_of(argument)
 
     return f"{step.target} {fx.node.map_aggregate((step.args, step.kwargs), put)}"

@@ -8,8 +8,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from fxtune.digests import digest_of
-
 
 class Take(BaseModel):
     """Numbers at even steps inside of even steps: what a view of a tensor is.
@@ -62,11 +60,3 @@ def strided(places: Tensor) -> Take | None:
         spans.insert(0, (size, step))
         left = runs[:, 0]
     return Take(offset=int(left), spans=tuple(spans))
-
-
-def told(places: Tensor, among: int) -> str:
-    """The places as text, with their shape; empty where all of `among` numbers are taken as they lie."""
-    take = strided(places)
-    if take is not None and take.offset == 0 and take.spans in ((), ((among, 1),)) and take.size == among:
-        return f"{tuple(places.shape)}"
-    return f"{tuple(places.shape)} {digest_of(places) if take is None else take}"

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from fxtune.digests import digest_of
 from fxtune.structure.attributes import attributes_of, given
 from fxtune.structure.constants import constants, says_nothing
-from fxtune.structure.layout import Way, places_along, shape_of, way_to, written
-from fxtune.structure.numbers import Take, strided, told
+from fxtune.structure.layout import Way, places_along, shape_of, tensors_of, way_to, written
+from fxtune.structure.numbers import Take
+from fxtune.structure.places import Places, lying
 from fxtune.structure.structure import STATE, Node, Operand, Structure
 from fxtune.view import Value, View, example_size
 from fxtune.vocabulary import COMMUTATIVE
@@ -38,11 +38,10 @@ class _Tokens:
 
     axis: int
 
-    def changes_nothing(self, shape: tuple[int, ...]) -> bool:
-        return len(shape) == 2 and self.axis == -1
-
-    def __call__(self, places: Tensor) -> Tensor:
-        return places.movedim(self.axis, -1).flatten(0, -2)
+    def __call__(self, places: Places) -> Places:
+        rank = len(places.axes)
+        order = [axis for axis in range(rank) if axis != self.axis % rank]
+        return places.moved([*order, self.axis % rank]).flat(0, rank - 1)
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,9 @@ class _Matrix:
     turned: bool
     rows: Take | None
 
-    def changes_nothing(self, shape: tuple[int, ...]) -> bool:
-        return len(shape) == 2 and not self.turned and self.rows is None
-
-    def __call__(self, places: Tensor) -> Tensor:
-        stored = places.t() if self.turned else places.flatten(1)
-        return stored if self.rows is None else stored[self.rows.places()]
+    def __call__(self, places: Places) -> Places | None:
+        stored = places.moved([1, 0]) if self.turned else places.flat(1, len(places.axes))
+        return stored if self.rows is None else stored.at(0, self.rows)
 
 
 @dataclass(frozen=True)
@@ -66,11 +62,8 @@ class _Channels:
 
     rows: Take | None
 
-    def changes_nothing(self, shape: tuple[int, ...]) -> bool:
-        return self.rows is None
-
-    def __call__(self, places: Tensor) -> Tensor:
-        return places if self.rows is None else places[..., self.rows.places()]
+    def __call__(self, places: Places) -> Places | None:
+        return places if self.rows is None else places.at(len(places.axes) - 1, self.rows)
 
 
 @dataclass(frozen=True)
@@ -135,9 +128,7 @@ class _Former:
         if self._is_linear(id):
             yield from self._operands_of_linear(value, part)
             return
-        for read in value.inputs():
-            if isinstance(read.val, Tensor | tuple | list) and not self._is_idle(value, read):
-                yield self._read(read.id)
+        yield from (self._read(read.id) for read in tensors_of(value) if not self._is_idle(value, read))
 
     def _operands_of_linear(self, value: Value, part: _Part) -> Iterator[_Read]:
         """Tokens x channels, a weight of out x in, and a bias; of the two the rows that are asked for."""
@@ -156,8 +147,6 @@ class _Former:
         source, shape = self.view.values[way.source], shape_of(self.view, way)
         kind = STATE if source.op in ("param", "buffer") else "linear" if self._is_linear(way.source) else ""
         channels = 1 if kind == "linear" and source.op.startswith("conv") else None
-        if kind == STATE and not way.steps and (form is None or form.changes_nothing(shape)):
-            return way.source, None, ""
         key = (kind, shape, channels, written(way), form)
         if key not in self.known:  # the layers of a network have their layout in common
             self.known[key] = _described(kind, shape, channels, way, form)
@@ -252,36 +241,17 @@ def _described(
 ) -> tuple[_Part, str]:
     """Which part of a source is read, and how."""
     places = places_along(shape, channels, way)
+    if places is not None and form is not None:
+        places = form(places)
     if places is None:
         return None, written(way)
-    places = places if form is None else form(places)
     if kind == STATE:
-        return _of_state(places, shape)
+        whole = places.shape == shape and places.take == lying(shape).take
+        return None if whole else _Piece(places.shape, places.take), ""
     if kind == "linear":
-        return _of_linear(places, shape[-1 if channels is None else channels])
-    return None, told(places, math.prod(shape))
-
-
-def _of_state(places: Tensor, shape: tuple[int, ...]) -> tuple[_Part, str]:
-    """The numbers of a tensor in the order in which they are read."""
-    take = strided(places)
-    if take is None:
-        return None, told(places, math.prod(shape))
-    whole = tuple(places.shape) == shape and take == strided(torch.arange(places.numel()))
-    return None if whole else _Piece(tuple(places.shape), take), ""
-
-
-def _of_linear(places: Tensor, width: int) -> tuple[_Part, str]:
-    """The rows that are read, and how: of a map of these rows alone."""
-    tokens, channels = places // width, places % width
-    read = torch.zeros(width, dtype=torch.bool)
-    read[channels.flatten()] = True
-    rows = read.nonzero().flatten()
-    take = strided(rows) if 0 < len(rows) < width else None
-    if take is None:
-        return None, told(places, -1)
-    rank = torch.cumsum(read, 0) - 1
-    return _Piece((take.size,), take), told(tokens * len(rows) + rank[channels], -1)
+        rows, narrow = places.rows(shape[-1 if channels is None else channels])
+        return None if rows is None else _Piece((rows.size,), rows), narrow.told()
+    return None, places.told(math.prod(shape))
 
 
 def _constant(tensor: Tensor, name: str) -> Node:
