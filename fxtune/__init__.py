@@ -73,7 +73,7 @@ _HOME = {
     "MethodCounts": "fxtune.api",
     "MultiTask": "fxtune.tasks",
     "Placement": "fxtune.tuners",
-    "TunedModel": "fxtune.tuned",
+    "TunedModel": "fxtune.api",
     "apply": "fxtune.api",
     "capture": "fxtune.tracing",
     "inspect": "fxtune.api",

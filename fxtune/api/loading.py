@@ -21,9 +21,10 @@ from fxtune.names import resolve as resolve_model
 from fxtune.planning import Patch
 from fxtune.saving import Checkpoint, changed_weights, computing_of, drawn, read, weights_of
 from fxtune.structure import structured
-from fxtune.tuned import Recipe, TunedModel, put
+from fxtune.tuned import Recipe, TunedModel, loads, put
 
 
+@loads
 def load(
     model: nn.Module | str,
     folder: str | Path,

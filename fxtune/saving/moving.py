@@ -114,20 +114,21 @@ def moved_tuners(stored: Mapping[str, Tensor], patch: Patch, to: Elsewhere) -> M
     """
     for compact in (True, False):
         weights, settings, used = _Pairing(stored, patch, to, compact=compact).moved()
-        odd = next((number for number, each in settings.items() if len(each) > 1), None)
-        if odd is None:
+        odd = [each for each in settings.items() if len(each[1]) > 1]
+        if not odd:
             break
     else:
-        first, second, *_ = settings[odd]
+        number, (first, second, *_) = odd[0]
         raise to.refused(
-            f"rule {odd} would need tuners of other sizes at some of its sites than at others: {first} and {second}",
+            f"rule {number} would need tuners of other sizes at some of its sites than at others: {first} and {second}",
             "load them on a model whose projections are fused or split as they were there",
         )
-    left = [path for path in to.tuners if path not in used]
+    left = [(path, node) for path in to.tuners for node in to.standing(path).nodes if (path, node) not in used]
     if left:
+        path, node = left[0]
         raise to.refused(
-            f"the rules put nothing here where `{left[0]}` stands, and {len(left) - 1} more",
-            "look at the rules' conditions (`where:`): they are in the checkpoint's folder",
+            f"the rules put nothing at `{to.here.structure.nodes[node].name}`, where `{path}` stands",
+            "look at the rules' conditions (`where:`, `on:`): they are in the checkpoint's folder",
         )
     return Moved(weights, {number: each[0] for number, each in settings.items()})
 
@@ -142,17 +143,22 @@ class _Pairing:
         self.at: dict[tuple[int | None, int], list[str]] = defaultdict(list)
         for path in to.tuners:
             standing = to.standing(path)
+            if not standing.nodes:
+                raise self._unseen(path)
             for node in standing.nodes:
                 self.at[standing.rule, node].append(path)
         self.back = {new: old for old, new in to.nodes.items()}
 
-    def moved(self) -> tuple[Weights, dict[int, list[Mapping[str, Any]]], set[str]]:
-        """Weights here, the settings that each rule's tuners need, and the tuners there that were used."""
+    def moved(self) -> tuple[Weights, dict[int, list[Mapping[str, Any]]], set[tuple[str, int]]]:
+        """Weights here, the settings that each rule's tuners need, and which tuners were used, at which nodes here."""
         weights: Weights = {}
         settings: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-        used: set[str] = set()
+        used: set[tuple[str, int]] = set()
         for path, standing in self.here.items():
-            sources = list(dict.fromkeys(old for node in standing.nodes for old in self._stood(path, standing, node)))
+            stood = [(self._stood(path, standing, node), node) for node in standing.nodes]
+            if not stood:
+                raise self._unseen(path)
+            sources = list(dict.fromkeys(old for old, _ in stood))
             insertion = self.insertions.get(path)
             if len(sources) == 1 and self._alike(sources[0], standing):
                 found: Mapping[str, Tensor] = self._weights(sources[0])
@@ -164,12 +170,18 @@ class _Pairing:
             else:
                 found, needed = self._rejoined(insertion, standing, sources)
             weights |= {f"{path}.{name}": weight for name, weight in found.items()}
-            used |= set(sources)
+            used |= set(stood)
             if standing.rule is not None and needed not in settings[standing.rule]:
                 settings[standing.rule].append(needed)
         return weights, settings, used
 
-    def _stood(self, path: str, standing: Standing, node: int) -> Sequence[str]:
+    def _unseen(self, path: str) -> CheckpointError:
+        return self.to.refused(
+            f"`{path}` stands at an operation that nothing returned is computed from", "leave it out of the rules"
+        )
+
+    def _stood(self, path: str, standing: Standing, node: int) -> str:
+        """The tuner that stood there at what is this node here."""
         found = self.at.get((standing.rule, node), [])
         if len(found) != 1:
             stood = "nothing" if not found else f"{len(found)} tuners"
@@ -177,7 +189,7 @@ class _Pairing:
                 f"the rules put `{path}` here, and at that operation {stood} of that rule stood there",
                 "look at the rules' conditions (`where:`): they are in the checkpoint's folder",
             )
-        return found
+        return found[0]
 
     def _alike(self, path: str, standing: Standing) -> bool:
         """Whether a tuner there stands at the very same operations, of the same channels."""

@@ -72,10 +72,7 @@ def _bypass(bypass: Bypass, sites: Sites, to: Elsewhere) -> Bypass:
 def _where_they_stood(sites: Sequence[Site], number: int | None, to: Elsewhere) -> list[Site]:
     """Those of the sites at which tuners of a rule stood."""
     nodes = {
-        node
-        for path, standing in to.tuners.items()
-        if standing.rule == number
-        for node in to.standing(path).nodes
+        node for path, standing in to.tuners.items() if standing.rule == number for node in to.standing(path).nodes
     }
     return [site for site in sites if (at := nodes_of(site, to.here)) and nodes.issuperset(at)]
 

@@ -8,21 +8,21 @@ different things could pass for each other; and tuners can go on single operatio
 """
 
 from fxtune.structure.comparing import difference, other_eps
-from fxtune.structure.structured import Structured, structured
 from fxtune.structure.isomorphism import isomorphism
 from fxtune.structure.numbers import Take, strided
 from fxtune.structure.structure import STATE, Node, Operand, Structure
+from fxtune.structure.structured import Structured, structured
 
 __all__ = [
     "STATE",
-    "Structured",
     "Node",
     "Operand",
     "Structure",
+    "Structured",
     "Take",
     "difference",
-    "structured",
     "isomorphism",
     "other_eps",
     "strided",
+    "structured",
 ]

@@ -10,7 +10,18 @@ import torch
 from fxtune.view import Value, example_size
 
 _HOW = frozenset(
-    "dropout_p device layout pin_memory memory_format cudnn_enable cudnn_enabled implicit non_blocking copy".split()
+    [
+        "copy",
+        "cudnn_enable",
+        "cudnn_enabled",
+        "device",
+        "dropout_p",
+        "implicit",
+        "layout",
+        "memory_format",
+        "non_blocking",
+        "pin_memory",
+    ]
 )
 """Arguments that say how something is computed, not what; dropout is off in evaluation."""
 

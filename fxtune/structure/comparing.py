@@ -21,7 +21,7 @@ class OtherEps:
 
 
 def difference(one: Structure, other: Structure) -> tuple[str, str]:
-    """The first node, in the order of computation, that the other has none like, and the first of the other, as text."""
+    """The first node, in the order of computation, that has none like it in the other, of either structure, as text."""
     for kind in (lambda structure: colours_before(structure, {}), colours):
         first, second = kind(one), kind(other)
         if Counter(first) != Counter(second):

@@ -28,11 +28,8 @@ def isomorphism(
         return {i: i for i in range(len(one.nodes))}
     common = set(digests[0].values()) & set(digests[1].values())
     alike = [{i: digest for i, digest in known.items() if digest in common} for known in digests]
-    for known in (alike, [{}, {}]):
-        found = _matched(one, other, colours(one, known[0]), colours(other, known[1]))
-        if found is not None:
-            return found
-    return None
+    found = _matched(one, other, colours(one, alike[0]), colours(other, alike[1]))
+    return found or _matched(one, other, colours(one), colours(other))
 
 
 def colours(structure: Structure, digests: Mapping[int, str] | None = None) -> list[str]:

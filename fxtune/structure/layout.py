@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from fxtune.structure.constants import size_of
 from fxtune.structure.places import Places, lying
 from fxtune.view import Value, View, example_size
-from fxtune.vocabulary import PART, RESHAPING
+from fxtune.vocabulary import PART, RESHAPING, RESIZING
 
 _KEEPING_ORDER = RESHAPING | {"contiguous", "alias", "view_as", "reshape_as", "view_copy", "ravel"}
 """Layout operators that give the numbers, in their order, the sizes that they have afterwards."""
@@ -43,6 +43,8 @@ def way_to(view: View, id: int) -> Way:
         quiet = view.quiet.get(id)
         if value.target is operator.getitem and tensors and tensors[0].op not in PART:
             item = int(value.args[1])
+        elif quiet == "layout" and value.op in RESIZING:
+            pass  # to the size that it had
         elif quiet == "layout" or value.op in PART or value.target is operator.getitem:
             steps.append(value)
         elif quiet is None:

@@ -95,7 +95,7 @@ class Places:
         if not result._is_view():
             return None
         starts, steps = [], proxy.stride()
-        left = result.storage_offset()
+        left = int(result.storage_offset())
         for step in steps:
             starts.append(left // step if step else 0)
             left -= starts[-1] * step
@@ -111,9 +111,7 @@ class Places:
             places = places and places.at(axis, take)
         if places is None:
             return None
-        axes = [
-            ((size, 0),) * (size != 1) if source is None else places.axes[source] for source, size in found
-        ]
+        axes = [((size, 0),) * (size != 1) if source is None else places.axes[source] for source, size in found]
         return replace(places, axes=tuple(axes))
 
     def rows(self, width: int) -> tuple[Take | None, Places]:

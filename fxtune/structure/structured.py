@@ -98,7 +98,11 @@ class _Former:
     def __init__(self, root: fx.GraphModule, view: View) -> None:
         self.root, self.view = root, view
         self.constants = constants(view.values)
-        self.saved = frozenset(root.state_dict())
+        self.saved = _first_names(root)
+        self.first: dict[str, int] = {}
+        for value in view.values:
+            if value.op in ("param", "buffer"):
+                self.first.setdefault(self._name(value), value.id)
         self.reads: dict[tuple[int, _Part], list[_Read]] = {}
         self.known: dict[tuple[Any, ...], tuple[_Part, str]] = {}
 
@@ -145,13 +149,18 @@ class _Former:
         if id in self.constants or way.source in self.constants:
             return (id, None, "") if id in self.constants else (way.source, None, written(way))
         source, shape = self.view.values[way.source], shape_of(self.view, way)
+        id = self.first[self._name(source)] if source.op in ("param", "buffer") else way.source
         kind = STATE if source.op in ("param", "buffer") else "linear" if self._is_linear(way.source) else ""
         channels = 1 if kind == "linear" and source.op.startswith("conv") else None
         key = (kind, shape, channels, written(way), form)
         if key not in self.known:  # the layers of a network have their layout in common
             self.known[key] = _described(kind, shape, channels, way, form)
         part, how = self.known[key]
-        return way.source, part, f"item {way.item} {how}" if way.item else how
+        return id, part, f"item {way.item} {how}" if way.item else how
+
+    def _name(self, value: Value) -> str:
+        """Of a tensor of the model: tied ones have one name, and are one node."""
+        return self.saved.get(str(value.target), str(value.target))
 
     # ---- nodes -------------------------------------------------------------------------------------------------------
 
@@ -164,7 +173,9 @@ class _Former:
             return self._state(value, part)
         if value.op == "input" or id not in self.view.graph:
             kind = "input" if value.op == "input" else f"noise {value.op}"
-            return Node(op=kind, name=str(value.target) * (value.op == "input"), shape=_shape(value), attributes=_kind(value))
+            return Node(
+                op=kind, name=str(value.target) * (value.op == "input"), shape=_shape(value), attributes=_kind(value)
+            )
         op = self.view.op(id)
         operands = _operands(self.reads[id, part], index)
         if value.op == "opaque":
@@ -186,7 +197,7 @@ class _Former:
         )
 
     def _state(self, value: Value, part: _Part) -> Node:
-        name, kind = str(value.target), _kind(value)
+        name, kind = self._name(value), _kind(value)
         tensor = None if name in self.saved else _held(self.root, name)
         if tensor is not None:
             return _constant(tensor, name)
@@ -252,6 +263,13 @@ def _described(
         rows, narrow = places.rows(shape[-1 if channels is None else channels])
         return None if rows is None else _Piece((rows.size,), rows), narrow.told()
     return None, places.told(math.prod(shape))
+
+
+def _first_names(root: fx.GraphModule) -> dict[str, str]:
+    """Name in the state_dict -> the first name there of the same tensor."""
+    first: dict[int, str] = {}
+    state = root.state_dict(keep_vars=True)
+    return {name: first.setdefault(id(tensor), name) for name, tensor in state.items()}
 
 
 def _constant(tensor: Tensor, name: str) -> Node:

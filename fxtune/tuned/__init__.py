@@ -5,6 +5,7 @@ twin, then (in other rooms) matching, planning and rewriting, then `TunedModel` 
 """
 
 from fxtune.tuned.head import replace_head
+from fxtune.tuned.loader import loads
 from fxtune.tuned.model import TunedModel
 from fxtune.tuned.observing import observed_capture
 from fxtune.tuned.ownership import tensors
@@ -20,6 +21,7 @@ __all__ = [
     "RuleOutcome",
     "TunedModel",
     "is_tuners",
+    "loads",
     "observed_capture",
     "one_capture",
     "put",
