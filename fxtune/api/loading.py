@@ -40,6 +40,12 @@ def load(
 
     Nothing in the folder is run or unpickled, and nothing is loaded unless all of it fits.
 
+    The backbone may have other names, be made in another order, or come from another library, as long as it computes
+    the same: timm's ViT and transformers' do. Tuners of fused projections are then parted, those of split ones joined
+    (lora, ssf, bitfit; see `fxtune.tuners.parting`), or refused by name; the epsilon of every norm must be equal, for
+    another one changes what is computed and no weight shows it; and what is loaded has the rules in the model's own
+    names. Example inputs must have the sizes that they had for `apply`.
+
     LoRA of other libraries lands at the modules that its tensors name, with the ranks and factors that its config says,
     and becomes ordinary rules: what is loaded can be trained, saved and reported on like any tuned model. What is more
     than LoRA on linear maps (DoRA, embeddings, initialisations that change the model's own weights, ...) is refused by
@@ -55,7 +61,7 @@ def load(
 
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, it is more than can be carried over, or it belongs to a
-            backbone of another structure.
+            backbone of another structure or with another epsilon.
     """
     model = resolve_model(model) if isinstance(model, str) else model
     check_untuned(model)

@@ -242,8 +242,8 @@ class _Pairing:
 def _rows(take: Take | None, width: int) -> Tensor:
     """The channels of a linear map that one of its parts has."""
     if take is None:
-        return torch.arange(width)
-    rows: Tensor = take.places() if take.size == width else torch.empty(0, dtype=torch.int64)
+        return torch.arange(width, device="cpu")
+    rows: Tensor = take.places() if take.size == width else torch.empty(0, dtype=torch.int64, device="cpu")
     return rows
 
 

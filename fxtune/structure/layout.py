@@ -74,7 +74,7 @@ def places_along(shape: tuple[int, ...], last: int | None, way: Way) -> Places |
     """
     places: Places | None = lying(shape, last)
     parts: Any = None  # of a step that makes several: what each of them is, as views of `whole`
-    whole = torch.empty(0)
+    whole = torch.empty(0, device="meta")
     for step in way.steps:
         if places is None:
             return None

@@ -29,9 +29,9 @@ class Take(BaseModel):
 
     def places(self) -> Tensor:
         """The place of each number, in order."""
-        found = torch.tensor([self.offset])
+        found = torch.tensor([self.offset], device="cpu")
         for size, step in self.spans:
-            found = (found[:, None] + torch.arange(size) * step).flatten()
+            found = (found[:, None] + torch.arange(size, device="cpu") * step).flatten()
         return found
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ def strided(places: Tensor) -> Take | None:
         if left.numel() % size:
             return None
         runs = left.view(-1, size)
-        if not torch.equal(runs, runs[:, :1] + torch.arange(size) * step):
+        if not torch.equal(runs, runs[:, :1] + torch.arange(size, device="cpu") * step):
             return None
         spans.insert(0, (size, step))
         left = runs[:, 0]

@@ -123,7 +123,7 @@ class Places:
         if first + sum((size - 1) * step for size, step in inner) >= width or any(step < 0 for _, step in inner):
             return None, self
         channels = Take(offset=first, spans=tuple(inner)).places()
-        read = torch.zeros(width, dtype=torch.bool)
+        read = torch.zeros(width, dtype=torch.bool, device="cpu")
         read[channels] = True
         take = strided(read.nonzero().flatten())
         many = int(read.sum())

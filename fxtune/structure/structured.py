@@ -200,7 +200,8 @@ class _Former:
         name, kind = self._name(value), _kind(value)
         tensor = None if name in self.saved else _held(self.root, name)
         if tensor is not None:
-            return _constant(tensor, name)
+            numbers = tensor if part is None else tensor.flatten()[part.take.places()].view(part.shape)
+            return _constant(numbers, name)
         shape = part.shape if part else _shape(value)
         return Node(op=STATE, name=name, shape=shape, attributes=kind, take=part.take if part else None)
 
