@@ -594,6 +594,20 @@ def test_tuners_go_from_one_library_to_the_other(rules: str, there: str, tmp_pat
     assert classes or not torch.allclose(logits(tuned), logits(first), atol=1e-2)
 
 
+def test_attention_may_be_written_out(tmp_path: Path) -> None:
+    """The fused operator, and its parts as timm and transformers write them, mask and all."""
+    tuned = trained(in_timm(), ["dual_res", "prefix"])
+    tuned.save(tmp_path)
+    by_hand = in_timm()
+    for module in by_hand.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+    eager = in_transformers()
+    eager.set_attn_implementation("eager")
+    for model in (by_hand, eager):
+        assert torch.allclose(logits(loaded(model, tmp_path)), logits(tuned), atol=1e-6)
+
+
 def test_epsilon_as_transformers_has_it_is_refused(tmp_path: Path) -> None:
     trained(in_timm(), "adapter").save(tmp_path)
     refused(in_transformers(layer_norm_eps=1e-12), tmp_path, r"1e-06 in `blocks.0.norm1`.*layernorm_before.*with 1e-12")

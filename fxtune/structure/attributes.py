@@ -27,7 +27,7 @@ _HOW = frozenset(
 
 _AXES = frozenset({"dim", "dims", "axis", "start_dim", "end_dim"})
 
-_ABSENT: dict[str, tuple[str, ...]] = {"transposed": ("False",), "output_padding": ("0",), "scale": ("",)}
+_ABSENT: dict[str, tuple[str, ...]] = {"transposed": ("False",), "output_padding": ("0",)}
 """Values that say nothing where another operator lacks the argument."""
 
 EPS = "eps"
@@ -57,7 +57,7 @@ def attributes_of(value: Value, op: str, view_attributes: dict[str, Any]) -> tup
     elif op == "shift":
         arguments["by"] = value.op
     elif op == "sdpa":
-        arguments["scale"] = _unusual_scale(arguments)
+        return _of_attention(arguments), None
     rank = _rank(value)
     written = {
         name: text
@@ -108,9 +108,13 @@ def _rank(value: Value) -> int | None:
     return next((len(read.shape) for read in value.inputs() if isinstance(read.val, torch.Tensor)), None)
 
 
-def _unusual_scale(arguments: dict[str, Any]) -> float | None:
-    """The factor on the logits; None where it is the one that is taken when none is given."""
-    scale, query = arguments.get("scale"), arguments.get("query")
-    if not isinstance(scale, float) or not isinstance(query, Value):
-        return None
-    return None if math.isclose(scale, example_size(query.shape[-1]) ** -0.5, rel_tol=1e-9) else scale
+def scale_told(scale: float, head_dim: int) -> str:
+    """The factor on the logits, where it is not the one that is taken when none is given."""
+    return "" if math.isclose(scale, head_dim**-0.5, rel_tol=1e-6) else f"scale={scale:.6g}"
+
+
+def _of_attention(arguments: dict[str, Any]) -> str:
+    """Grouped heads are told by the sizes of the operands."""
+    scale, query = arguments.get("scale"), arguments["query"]
+    told = [scale_told(scale, example_size(query.shape[-1]))] if isinstance(scale, float) else []
+    return ", ".join(filter(None, [*told, "causal" * bool(arguments.get("is_causal"))]))

@@ -13,18 +13,27 @@ from fxtune.vocabulary import RANDOM
 
 _MOST_NUMBERS = 2**22
 
+_OF_DTYPES = (getattr, torch.finfo, torch.iinfo)
+"""What code asks of a tensor's dtype, such as the smallest number that it can hold."""
+
 _MADE_ELSEWHERE = frozenset({"param", "buffer", "input", "opaque", *RANDOM})
 
 
 def constants(values: list[Value]) -> dict[int, Tensor]:
     """Value id -> its numbers at the example's sizes, for every tensor that depends on nothing else."""
-    found: dict[int, Tensor] = {}
+    found: dict[int, Any] = {}
     for value in values:
-        if isinstance(value.val, Tensor) and value.op not in _MADE_ELSEWHERE and _small(value):
+        if value.target in _OF_DTYPES:
+            found[value.id] = value.target(*fx.node.map_aggregate(value.args, lambda argument: _meant(argument, found)))
+        elif isinstance(value.val, Tensor) and value.op not in _MADE_ELSEWHERE and _small(value):
             tensor = _computed(value, found)
             if tensor is not None:
                 found[value.id] = tensor
-    return found
+    return {id: made for id, made in found.items() if isinstance(made, Tensor)}
+
+
+def _meant(argument: Any, known: dict[int, Any]) -> Any:
+    return known.get(argument.id, argument.val) if isinstance(argument, Value) else argument
 
 
 def says_nothing(mask: Tensor) -> bool:
@@ -36,7 +45,7 @@ def _small(value: Value) -> bool:
     return math.prod(map(example_size, value.shape)) <= _MOST_NUMBERS
 
 
-def _computed(value: Value, known: dict[int, Tensor]) -> Tensor | None:
+def _computed(value: Value, known: dict[int, Any]) -> Tensor | None:
     if any(isinstance(read.val, Tensor | tuple | list) and read.id not in known for read in value.inputs()):
         return None
 

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, fx
 
 from fxtune.digests import digest_of
-from fxtune.structure.attributes import attributes_of, given
+from fxtune.structure.attention import Core, core_at
+from fxtune.structure.attributes import attributes_of, given, scale_told
 from fxtune.structure.constants import constants, says_nothing
 from fxtune.structure.layout import Way, places_along, shape_of, tensors_of, way_to, written
 from fxtune.structure.numbers import Take
@@ -57,6 +58,15 @@ class _Matrix:
 
 
 @dataclass(frozen=True)
+class _Turned:
+    """With the last two axes changed."""
+
+    def __call__(self, places: Places) -> Places:
+        rank = len(places.axes)
+        return places.moved([*range(rank - 2), rank - 1, rank - 2])
+
+
+@dataclass(frozen=True)
 class _Channels:
     """A number a channel, of rows among these."""
 
@@ -64,6 +74,10 @@ class _Channels:
 
     def __call__(self, places: Places) -> Places | None:
         return places if self.rows is None else places.at(len(places.axes) - 1, self.rows)
+
+
+_InForm = _Tokens | _Matrix | _Turned | _Channels
+"""The form in which an operation has what it reads."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +146,15 @@ class _Former:
         if self._is_linear(id):
             yield from self._operands_of_linear(value, part)
             return
+        core = self._core(id)
+        if core is not None:
+            yield from (self._read(core.q), self._read(core.k, _Turned()), self._read(core.v))
+            yield from () if core.mask is None else (self._read(core.mask),)
+            return
         yield from (self._read(read.id) for read in tensors_of(value) if not self._is_idle(value, read))
+
+    def _core(self, id: int) -> Core | None:
+        return core_at(self.view, id, self.constants)
 
     def _operands_of_linear(self, value: Value, part: _Part) -> Iterator[_Read]:
         """Tokens x channels, a weight of out x in, and a bias; of the two the rows that are asked for."""
@@ -143,7 +165,7 @@ class _Former:
         for one in bias:
             yield self._read(one.id, _Channels(rows))
 
-    def _read(self, id: int, form: _Tokens | _Matrix | _Channels | None = None) -> _Read:
+    def _read(self, id: int, form: _InForm | None = None) -> _Read:
         """What is read of which source, and how: as it is, or in the form that a linear map has it."""
         way = way_to(self.view, id)
         if id in self.constants or way.source in self.constants:
@@ -184,6 +206,11 @@ class _Former:
             width = self._width(value) if take is None else take.size
             shape: tuple[int, ...] = (math.prod(_shape(value)) // self._width(value), width)
             return Node(op=op, name=value.module, shape=shape, operands=operands, take=take)
+        core = self._core(id)
+        if core is not None:
+            head_dim = example_size(self.view.values[core.q].shape[-1])
+            attributes = scale_told(core.scale, head_dim)
+            return Node(op="sdpa", name=value.module, shape=_shape(value), attributes=attributes, operands=operands)
         attributes, eps = attributes_of(value, op, self.view.attrs(id))
         kind = _kind(value)
         return Node(
@@ -249,7 +276,7 @@ def _operands(reads: list[_Read], index: dict[tuple[int, _Part], int]) -> tuple[
 
 
 def _described(
-    kind: str, shape: tuple[int, ...], channels: int | None, way: Way, form: _Tokens | _Matrix | _Channels | None
+    kind: str, shape: tuple[int, ...], channels: int | None, way: Way, form: _InForm | None
 ) -> tuple[_Part, str]:
     """Which part of a source is read, and how."""
     places = places_along(shape, channels, way)
