@@ -558,23 +558,25 @@ def test_other_weights_are_told_under_both_names(adapters: Path) -> None:
 
 def test_tied_weights_are_no_weights_that_are_alike(tmp_path: Path) -> None:
     class Two(nn.Module):
-        def __init__(self, *names: str) -> None:
+        def __init__(self, first: str, last: str, tied: bool) -> None:
             super().__init__()
-            made = {name: drawn(nn.Linear(6, 6), "same") for name in names}
-            for name in names:
-                self.add_module(name, made[name])
-            self.names = names
+            for name in (first, last):
+                self.add_module(name, drawn(nn.Linear(6, 6), "same"))
+            self.names = (first, last)
+            if tied:
+                self.get_submodule(last).weight = self.get_submodule(first).weight
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            up, down = (getattr(self, name) for name in (self.names[0], self.names[-1]))
+            up, down = (getattr(self, name) for name in self.names)
             found: torch.Tensor = down(F.gelu(up(x))) + x
             return found
 
     given = (torch.randn(2, 5, 6),)
-    rules = {"train": ["tuners"], "rules": [{"at": "ffn", "insert": {"res_adapter": {"dim": 2}}}]}
-    trained(Two("one"), rules, example_inputs=given).save(tmp_path)
-    loaded(Two("other"), tmp_path)
-    refused(Two("up", "down"), tmp_path, "another structure")
+    rules = {"train": ["tuners", "up.weight"], "rules": [{"at": "ffn", "insert": {"res_adapter": {"dim": 2}}}]}
+    tuned = trained(Two("up", "down", True), rules, example_inputs=given)
+    tuned.save(tmp_path)
+    assert torch.allclose(logits(loaded(Two("a", "b", True), tmp_path), *given), logits(tuned, *given), atol=1e-6)
+    refused(Two("a", "b", False), tmp_path, "another structure")
 
 
 # ---- timm and transformers ------------------------------------------------------------------------------------------

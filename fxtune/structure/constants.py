@@ -50,15 +50,14 @@ def _computed(value: Value, known: dict[int, Any]) -> Tensor | None:
         return None
 
     def number(argument: Any) -> Any:
-        if isinstance(argument, Value):
-            return known[argument.id] if argument.id in known else size_of(argument.val)
-        return torch.device("cpu") if isinstance(argument, torch.device) else size_of(argument)
+        found = _meant(argument, known)
+        return torch.device("cpu") if isinstance(found, torch.device) else size_of(found)
 
     try:
         result = value.target(*fx.node.map_aggregate(value.args, number), **fx.node.map_aggregate(value.kwargs, number))
     except (RuntimeError, TypeError, NotImplementedError, ValueError, IndexError):
         return None
-    return result if isinstance(result, Tensor) else None
+    return result if isinstance(result, Tensor) and not result.is_meta else None
 
 
 def size_of(argument: Any) -> Any:
