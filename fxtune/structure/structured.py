@@ -13,71 +13,11 @@ from fxtune.digests import digest_of
 from fxtune.structure.attention import Core, core_at
 from fxtune.structure.attributes import attributes_of, given, scale_told
 from fxtune.structure.constants import constants, says_nothing
-from fxtune.structure.layout import Way, places_along, shape_of, tensors_of, way_to, written
-from fxtune.structure.numbers import Take
-from fxtune.structure.places import Places, lying
+from fxtune.structure.layout import shape_of, tensors_of, way_to, written
+from fxtune.structure.reads import Channels, InForm, Matrix, Part, Read, Tokens, Turned, described
 from fxtune.structure.structure import STATE, Node, Operand, Structure
 from fxtune.view import Value, View, example_size
 from fxtune.vocabulary import COMMUTATIVE
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """What is read of a source: of a tensor of the state these numbers in this shape, of a linear map these rows."""
-
-    shape: tuple[int, ...]
-    take: Take
-
-
-_Part = _Piece | None
-_Read = tuple[int, _Part, str]
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """Tokens x channels, whatever the layout."""
-
-    axis: int
-
-    def __call__(self, places: Places) -> Places:
-        rank = len(places.axes)
-        order = [axis for axis in range(rank) if axis != self.axis % rank]
-        return places.moved([*order, self.axis % rank]).flat(0, rank - 1)
-
-
-@dataclass(frozen=True)
-class _Matrix:
-    """Out x in, of rows among out."""
-
-    turned: bool
-    rows: Take | None
-
-    def __call__(self, places: Places) -> Places | None:
-        stored = places.moved([1, 0]) if self.turned else places.flat(1, len(places.axes))
-        return stored if self.rows is None else stored.at(0, self.rows)
-
-
-@dataclass(frozen=True)
-class _Turned:
-    """With the last two axes changed."""
-
-    def __call__(self, places: Places) -> Places:
-        rank = len(places.axes)
-        return places.moved([*range(rank - 2), rank - 1, rank - 2])
-
-
-@dataclass(frozen=True)
-class _Channels:
-    """A number a channel, of rows among these."""
-
-    rows: Take | None
-
-    def __call__(self, places: Places) -> Places | None:
-        return places if self.rows is None else places.at(len(places.axes) - 1, self.rows)
-
-
-_InForm = _Tokens | _Matrix | _Turned | _Channels
-"""The form in which an operation has what it reads."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +57,13 @@ class _Former:
         for value in view.values:
             if value.op in ("param", "buffer"):
                 self.first.setdefault(self._name(value), value.id)
-        self.reads: dict[tuple[int, _Part], list[_Read]] = {}
-        self.known: dict[tuple[Any, ...], tuple[_Part, str]] = {}
+        self.reads: dict[tuple[int, Part], list[Read]] = {}
+        self.known: dict[tuple[Any, ...], tuple[Part, str]] = {}
 
     def form(self) -> Structured:
         """Readers come before what they read, for what is read of a linear map decides what it becomes."""
         outputs = [self._read(value) for value in self.view.returned]
-        wanted: dict[int, dict[_Part, None]] = {}
+        wanted: dict[int, dict[Part, None]] = {}
         _want(wanted, outputs)
         for id in range(len(self.view.values) - 1, -1, -1):
             for part in wanted.get(id, ()):
@@ -139,7 +79,7 @@ class _Former:
 
     # ---- what is read ------------------------------------------------------------------------------------------------
 
-    def _operands(self, id: int, part: _Part) -> Iterator[_Read]:
+    def _operands(self, id: int, part: Part) -> Iterator[Read]:
         value = self.view.values[id]
         if id in self.constants or id not in self.view.graph:
             return
@@ -148,7 +88,7 @@ class _Former:
             return
         core = self._core(id)
         if core is not None:
-            yield from (self._read(core.q), self._read(core.k, _Turned()), self._read(core.v))
+            yield from (self._read(core.q), self._read(core.k, Turned()), self._read(core.v))
             yield from () if core.mask is None else (self._read(core.mask),)
             return
         yield from (self._read(read.id) for read in tensors_of(value) if not self._is_idle(value, read))
@@ -156,16 +96,16 @@ class _Former:
     def _core(self, id: int) -> Core | None:
         return core_at(self.view, id, self.constants)
 
-    def _operands_of_linear(self, value: Value, part: _Part) -> Iterator[_Read]:
+    def _operands_of_linear(self, value: Value, part: Part) -> Iterator[Read]:
         """Tokens x channels, a weight of out x in, and a bias; of the two the rows that are asked for."""
         x, weight, *bias = self._roles(value)
         rows = part.take if part else None
-        yield self._read(x.id, _Tokens(1 if value.op.startswith("conv") else -1))
-        yield self._read(weight.id, _Matrix(value.op in ("addmm", "mm", "matmul"), rows))
+        yield self._read(x.id, Tokens(1 if value.op.startswith("conv") else -1))
+        yield self._read(weight.id, Matrix(value.op in ("addmm", "mm", "matmul"), rows))
         for one in bias:
-            yield self._read(one.id, _Channels(rows))
+            yield self._read(one.id, Channels(rows))
 
-    def _read(self, id: int, form: _InForm | None = None) -> _Read:
+    def _read(self, id: int, form: InForm | None = None) -> Read:
         """What is read of which source, and how: as it is, or in the form that a linear map has it."""
         way = way_to(self.view, id)
         if id in self.constants or way.source in self.constants:
@@ -176,7 +116,7 @@ class _Former:
         channels = 1 if kind == "linear" and source.op.startswith("conv") else None
         key = (kind, shape, channels, written(way), form)
         if key not in self.known:  # the layers of a network have their layout in common
-            self.known[key] = _described(kind, shape, channels, way, form)
+            self.known[key] = described(kind, shape, channels, way, form)
         part, how = self.known[key]
         return id, part, f"item {way.item} {how}" if way.item else how
 
@@ -186,7 +126,7 @@ class _Former:
 
     # ---- nodes -------------------------------------------------------------------------------------------------------
 
-    def _node(self, id: int, part: _Part, index: dict[tuple[int, _Part], int]) -> Node:
+    def _node(self, id: int, part: Part, index: dict[tuple[int, Part], int]) -> Node:
         value = self.view.values[id]
         take = part.take if part else None
         if id in self.constants:
@@ -223,7 +163,7 @@ class _Former:
             ordered=op not in COMMUTATIVE or "alpha" in attributes,
         )
 
-    def _state(self, value: Value, part: _Part) -> Node:
+    def _state(self, value: Value, part: Part) -> Node:
         name, kind = self._name(value), _kind(value)
         tensor = None if name in self.saved else _held(self.root, name)
         if tensor is not None:
@@ -266,31 +206,13 @@ class _Former:
         return False
 
 
-def _want(wanted: dict[int, dict[_Part, None]], reads: list[_Read]) -> None:
+def _want(wanted: dict[int, dict[Part, None]], reads: list[Read]) -> None:
     for source, part, _ in reads:
         wanted.setdefault(source, {})[part] = None
 
 
-def _operands(reads: list[_Read], index: dict[tuple[int, _Part], int]) -> tuple[Operand, ...]:
+def _operands(reads: list[Read], index: dict[tuple[int, Part], int]) -> tuple[Operand, ...]:
     return tuple(Operand(node=index[source, part], how=how) for source, part, how in reads)
-
-
-def _described(
-    kind: str, shape: tuple[int, ...], channels: int | None, way: Way, form: _InForm | None
-) -> tuple[_Part, str]:
-    """Which part of a source is read, and how."""
-    places = places_along(shape, channels, way)
-    if places is not None and form is not None:
-        places = form(places)
-    if places is None:
-        return None, written(way)
-    if kind == STATE:
-        whole = places.shape == shape and places.take == lying(shape).take
-        return None if whole else _Piece(places.shape, places.take), ""
-    if kind == "linear":
-        rows, narrow = places.rows(shape[-1 if channels is None else channels])
-        return None if rows is None else _Piece((rows.size,), rows), narrow.told()
-    return None, places.told(math.prod(shape))
 
 
 def _first_names(root: fx.GraphModule) -> dict[str, str]:
