@@ -80,7 +80,7 @@ _HOME = {
     "MultiTask": "fxtune.tasks",
     "Placement": "fxtune.tuners",
     "Supernet": "fxtune.searching",
-    "TunedModel": "fxtune.tuned",
+    "TunedModel": "fxtune.api",
     "apply": "fxtune.api",
     "capture": "fxtune.tracing",
     "inspect": "fxtune.api",

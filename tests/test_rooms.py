@@ -23,6 +23,7 @@ ROOMS = [
     "collecting",
     "vocabulary",
     "view",
+    "structure",
     "patterns",
     "matching",
     "rules",

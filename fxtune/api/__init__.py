@@ -5,5 +5,6 @@ from fxtune.api.counting import MethodCounts, methods
 from fxtune.api.drafting import RulesLike
 from fxtune.api.inspecting import inspect
 from fxtune.api.loading import load
+from fxtune.tuned import TunedModel
 
-__all__ = ["MethodCounts", "RulesLike", "apply", "inspect", "load", "methods"]
+__all__ = ["MethodCounts", "RulesLike", "TunedModel", "apply", "inspect", "load", "methods"]

@@ -15,6 +15,7 @@ from fxtune.matching import Sites
 from fxtune.patterns import load_patterns
 from fxtune.planning import Patch
 from fxtune.saving import Origin, described, rule_files
+from fxtune.structure import structured
 from fxtune.tracing import call_inputs
 from fxtune.tuned import Recipe, TunedModel, put
 from fxtune.view import view
@@ -47,7 +48,7 @@ def adapted(model: nn.Module, adapter: Adapter, name: str, example_inputs: Any) 
     recipe = Recipe(rule_sets, captured.head, 0, origin.torch_dtype, origin.form, origin.optimize)
     patch = recipe.plan(captured.graph, sites)[1]
     weights = {**adapter.others, **_named(patch, at)}
-    tuned = build(model, captured, recipe, patch, origin)
+    tuned = build(model, captured, recipe, patch, origin, structured(captured.graph, sites.view))
     put(tuned, model, Placed(adapter.path, weights))
     return tuned
 

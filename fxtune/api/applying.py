@@ -13,7 +13,8 @@ from fxtune.errors import PlanError
 from fxtune.inspection import outcomes
 from fxtune.names import resolve as resolve_model
 from fxtune.planning import Form, Patch
-from fxtune.saving import Made, Origin, computing_of, described, rule_files
+from fxtune.saving import Made, Origin, computing_of, described, rule_files, standings_of
+from fxtune.structure import Structured, structured
 from fxtune.tracing import call_inputs
 from fxtune.tuned import Recipe, Report, TunedModel
 
@@ -81,7 +82,8 @@ def apply(
         inputs=None if example_inputs is None else described(*call_inputs(model, example_inputs)),
     )
     recipe = Recipe(rule_sets, captured.head, seed, dtype, form, optimize)
-    return build(model, captured, recipe, recipe.plan(captured.graph)[1], origin, inplace=inplace)
+    sites, patch = recipe.plan(captured.graph)
+    return build(model, captured, recipe, patch, origin, structured(captured.graph, sites.view), inplace=inplace)
 
 
 def check_untuned(model: nn.Module) -> None:
@@ -95,7 +97,14 @@ def check_untuned(model: nn.Module) -> None:
 
 
 def build(
-    model: nn.Module, captured: Captured, recipe: Recipe, patch: Patch, origin: Origin, *, inplace: bool = False
+    model: nn.Module,
+    captured: Captured,
+    recipe: Recipe,
+    patch: Patch,
+    origin: Origin,
+    structure: Structured,
+    *,
+    inplace: bool = False,
 ) -> TunedModel:
     """Carries out a patch on a capture: the capture becomes the tuned model.
 
@@ -105,10 +114,11 @@ def build(
         recipe: what the patch was planned by.
         patch: the plan.
         origin: the arguments that led here.
+        structure: what the capture computes, whatever it is called.
         inplace: as for `apply`.
     """
     graph = captured.graph
-    computing = computing_of(graph)
+    computing, standings = computing_of(graph), standings_of(patch, structure)
     notes = recipe.carry_out(graph, patch)
     weights = {path: _size(graph.get_submodule(path)) for path in patch.paths}
     tuners = [
@@ -129,7 +139,7 @@ def build(
         report=Report(type(model).__name__, outcomes(patch, weights), notes),
         batchnorm=origin.batchnorm,
         inplace=inplace,
-        made=Made(origin, computing, tuple(patch.insertions)),
+        made=Made(origin, computing, tuple(patch.insertions), structure.structure, standings),
         tuners=patch.places,
         folding=patch.folding,
     )

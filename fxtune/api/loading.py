@@ -13,15 +13,18 @@ from fxtune import cards
 from fxtune.api.adapting import adapted
 from fxtune.api.applying import build, check_untuned
 from fxtune.api.drafting import Captured, capture_of, rule_sets_for
+from fxtune.api.moving import Planned, moved
 from fxtune.errors import CheckpointError, InputError
 from fxtune.inspection import counted
 from fxtune.interchange import Format, read_diffusers, read_peft, recognised
 from fxtune.names import resolve as resolve_model
 from fxtune.planning import Patch
-from fxtune.saving import Checkpoint, changed_weights, check_structure, computing_of, drawn, read, weights_of
-from fxtune.tuned import Recipe, TunedModel, put
+from fxtune.saving import Checkpoint, changed_weights, computing_of, drawn, read, weights_of
+from fxtune.structure import structured
+from fxtune.tuned import Recipe, TunedModel, loads, put
 
 
+@loads
 def load(
     model: nn.Module | str,
     folder: str | Path,
@@ -36,6 +39,12 @@ def load(
         >>> tuned = fxtune.load(model, "birds/")  # in another process; computes the same, bit for bit
 
     Nothing in the folder is run or unpickled, and nothing is loaded unless all of it fits.
+
+    The backbone may have other names, be made in another order, or come from another library, as long as it computes
+    the same: timm's ViT and transformers' do. Tuners of fused projections are then parted, those of split ones joined
+    (lora, ssf, bitfit; see `fxtune.tuners.parting`), or refused by name; the epsilon of every norm must be equal, for
+    another one changes what is computed and no weight shows it; and what is loaded has the rules in the model's own
+    names. Example inputs must have the sizes that they had for `apply`.
 
     LoRA of other libraries lands at the modules that its tensors name, with the ranks and factors that its config says,
     and becomes ordinary rules: what is loaded can be trained, saved and reported on like any tuned model. What is more
@@ -52,7 +61,7 @@ def load(
 
     Raises:
         CheckpointError: there is no checkpoint, it is damaged, it is more than can be carried over, or it belongs to a
-            backbone of another structure.
+            backbone of another structure or with another epsilon.
     """
     model = resolve_model(model) if isinstance(model, str) else model
     check_untuned(model)
@@ -80,13 +89,17 @@ def _own(model: nn.Module, folder: Path, example_inputs: Any, other_weights: Lit
     _check_classes(checkpoint)
     rule_sets = rule_sets_for(model, origin.rule_data(), {})
     captured = _captured(model, checkpoint, example_inputs)
-    check_structure(checkpoint.backbone.computing, computing_of(captured.graph), str(folder))
-    _check_weights(model, checkpoint, other_weights)
     recipe = Recipe(rule_sets, captured.head, 0, origin.torch_dtype, origin.form, origin.optimize)
-    patch = recipe.plan(captured.graph)[1]
-    _check_size(patch, checkpoint)
-    tuned = build(model, captured, recipe, patch, origin)
-    put(tuned, model, checkpoint)
+    sites = recipe.sites(captured.graph)
+    structure = structured(captured.graph, sites.view)
+    if checkpoint.backbone.computing == computing_of(captured.graph):
+        _check_weights(model, checkpoint, other_weights)
+        planned = Planned(origin, recipe, recipe.plan(captured.graph, sites)[1], checkpoint)
+    else:
+        planned = moved(model, captured, checkpoint, recipe, sites, structure, other_weights)
+    _check_size(planned.patch, checkpoint)
+    tuned = build(model, captured, planned.recipe, planned.patch, planned.origin, structure)
+    put(tuned, model, planned.weights)
     return tuned
 
 
@@ -97,7 +110,7 @@ def _captured(model: nn.Module, checkpoint: Checkpoint, example_inputs: Any) -> 
         return capture_of(
             model,
             example_inputs=example_inputs if known is None else drawn(known),
-            head=origin.head,
+            head=origin.head if origin.head in dict(model.named_modules()) else None,
             num_classes=origin.num_classes,
             seed=0,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from fxtune.planning import Insertion
 from fxtune.rules import RuleFile, RuleSet
 from fxtune.saving.inputs import DtypeName, InputsSpec, drawn
+from fxtune.saving.standing import Standing
+from fxtune.structure import Structure
 
 
 class Origin(BaseModel):
@@ -70,8 +72,12 @@ class Made:
         origin: the arguments of `apply`.
         computing: what the backbone computed then, node by node.
         insertions: its tuners, and what each of them stands at.
+        structure: what it computed, whatever it is called there.
+        standings: where in the structure the tuners stand.
     """
 
     origin: Origin
     computing: tuple[str, ...]
     insertions: tuple[Insertion, ...]
+    structure: Structure
+    standings: Mapping[str, Standing]

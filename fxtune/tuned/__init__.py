@@ -5,6 +5,7 @@ twin, then (in other rooms) matching, planning and rewriting, then `TunedModel` 
 """
 
 from fxtune.tuned.head import replace_head
+from fxtune.tuned.loader import loads
 from fxtune.tuned.model import TunedModel
 from fxtune.tuned.narrowing import computing_with, first_units
 from fxtune.tuned.observing import observed_capture
@@ -23,6 +24,7 @@ __all__ = [
     "computing_with",
     "first_units",
     "is_tuners",
+    "loads",
     "observed_capture",
     "one_capture",
     "own_tensors",

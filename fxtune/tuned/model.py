@@ -15,7 +15,7 @@ from fxtune.caching import FeatureCache, SplitBatch, cache_features
 from fxtune.errors import CheckpointError, InputError, UnsupportedModelError
 from fxtune.interchange import Format, check_format
 from fxtune.planning import Folding, Place
-from fxtune.saving import Backbone, Made, weights_of, write
+from fxtune.saving import Backbone, Made, parts_of, weights_of, write
 from fxtune.splitting import Features
 from fxtune.tracing import Region
 from fxtune.tuned.attributes import attribute_of_original, tuned_class
@@ -25,9 +25,10 @@ from fxtune.tuned.exporting import save_as_diffusers, save_as_peft
 from fxtune.tuned.gates import gates, prompt_rows
 from fxtune.tuned.gradients import GradientReport, gradient_report
 from fxtune.tuned.groups import parameter_groups
-from fxtune.tuned.guard import run
+from fxtune.tuned.guard import guarded, run
 from fxtune.tuned.halves import check_bypass, split_for, split_of
 from fxtune.tuned.hooks import refuse_dead_hooks
+from fxtune.tuned.loader import loaded
 from fxtune.tuned.merging import merged, unmerged
 from fxtune.tuned.observing import RUN_HOOKS
 from fxtune.tuned.ownership import apply_once, make_private, set_trainable
@@ -295,8 +296,53 @@ class TunedModel(CheckpointingNames, nn.Module):
             return save_as_peft(self, state.original, state.made, Path(folder))
         if form == "diffusers":
             return save_as_diffusers(self, state.original, state.made, Path(folder))
-        backbone = Backbone(computing=state.made.computing, weights=weights_of(state.original))
-        write(Path(folder), own_tensors(self, state.original), state.made.origin, backbone)
+        made = state.made
+        backbone = Backbone(
+            computing=made.computing,
+            weights=weights_of(state.original),
+            structure=made.structure,
+            parts=parts_of(state.original, made.structure),
+            tuners=dict(made.standings),
+        )
+        write(Path(folder), own_tensors(self, state.original), made.origin, backbone)
+
+    def save_pretrained(self, folder: str | Path, **options: Any) -> Any:
+        """`save`, under the name that transformers, diffusers and PEFT have for it.
+
+        With options (`state_dict=`, `is_main_process=`, ...) it is the original's own method that runs, which writes
+        all weights in its library's form: so transformers' Trainer calls it for checkpoints that it can resume from.
+
+        Args:
+            folder: where it is written; it is made if there is none.
+            options: of the original's own method.
+
+        Raises:
+            CheckpointError: as for `save`; or there are options, and the original has no such method.
+        """
+        if not options:
+            return self.save(folder)
+        theirs = getattr(type(self._fxtune.original), "save_pretrained", None)
+        if theirs is None:
+            raise CheckpointError(
+                "save_pretrained takes a folder alone here",
+                found=f"{', '.join(options)}; {type(self).__name__} has no such method of its own",
+                fix="leave them out; `save` has the options of fxtune",
+            )
+        return guarded("save_pretrained", theirs)(self, folder, **options)
+
+    @classmethod
+    def from_pretrained(cls, model: nn.Module | str, folder: str | Path, **options: Any) -> TunedModel:
+        """`fxtune.load`, under its usual name: ``fxtune.TunedModel.from_pretrained(model, folder)``.
+
+        Args:
+            model: the backbone, or its name. It is not changed.
+            folder: what `save` or `save_pretrained` wrote.
+            options: of `fxtune.load`.
+
+        Raises:
+            CheckpointError: as for `fxtune.load`.
+        """
+        return loaded(model, folder, **options)
 
     def merge(self) -> TunedModel:
         """Put every tuner that can go there (lora, ssf, bitfit on single operations) into the weights that it changes.

@@ -22,6 +22,7 @@ from fxtune.tuners import (  # noqa: F401 - importing registers them
 from fxtune.tuners.attaching import attached_by
 from fxtune.tuners.building import build, drawn, refusal, settings
 from fxtune.tuners.bypass import ChannelMap, GatedSplice, Mix, Widened
+from fxtune.tuners.parting import can_part, joined, parted
 from fxtune.tuners.placement import Placement
 from fxtune.tuners.registry import (
     joins_rows,
@@ -47,12 +48,15 @@ __all__ = [
     "Widened",
     "attached_by",
     "build",
+    "can_part",
     "drawn",
+    "joined",
     "joins_rows",
     "maps_widths",
     "names",
     "narrows",
     "offers",
+    "parted",
     "reads_mask",
     "reads_output",
     "refusal",

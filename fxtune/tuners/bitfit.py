@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fxtune.tuners.parting import PerChannel
 from fxtune.tuners.placement import Placement
 from fxtune.tuners.registry import tuner
 
 
 @tuner("bitfit")
-class BitFit(nn.Module):
+class BitFit(PerChannel, nn.Module):
     """``δ``, a number a channel, added to an operation's output; D weights, zero at the start.
 
     Args:

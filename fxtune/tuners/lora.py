@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from fxtune.errors import RuleError
 from fxtune.matching import Convolution
+from fxtune.tuners.parting import at_rows, block_diagonal
 from fxtune.tuners.placement import Placement
 from fxtune.tuners.registry import tuner
 
@@ -108,6 +110,28 @@ class Lora(nn.Module):
         """B A, in the shape of the layer's weight."""
         product = self.B.to(dtype) @ self.A.to(dtype).flatten(1)
         return product.reshape(-1, *self.A.shape[1:])
+
+    @staticmethod
+    def parted(weights: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+        """Of a fused map for some of its channels: a copy of A, and these rows of B."""
+        return {"A": weights["A"], "B": weights["B"][rows]}
+
+    @staticmethod
+    def joined(
+        parts: Sequence[Mapping[str, Tensor]], rows: Sequence[Tensor], settings: Mapping[str, Any], compact: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """For a fused map: one A for all where theirs are equal, else all A under each other and B in blocks.
+
+        The second is exact, too, at the sum of the ranks.
+        """
+        downs, ups = [part["A"] for part in parts], [part["B"] for part in parts]
+        if compact and all(torch.equal(downs[0], down) for down in downs):
+            return {"A": downs[0], "B": at_rows(ups, rows)}, dict(settings)
+        rank = sum(len(down) for down in downs)
+        changed = {**settings, "rank": rank}
+        if settings.get("alpha") is not None:  # the factor alpha / r stays as it was
+            changed["alpha"] = settings["alpha"] * rank / len(downs[0])
+        return {"A": torch.cat(downs), "B": block_diagonal(ups, rows)}, changed
 
 
 def _convolve(x: Tensor, weight: Tensor, like: Convolution) -> Tensor:

@@ -53,6 +53,8 @@ where that unit's attention has one, its mask, boolean or added to the logits, B
                                them (`place.pools`), B x 1 x D
 =============================  =======================================================================================
 
+With static methods `parted` and `joined` (see `fxtune.tuners.parting`) it moves between fused and split projections.
+
 A tuner whose `prompts` (P x D) join the sequence as rows derives from `RowsInSoftmax`.
 
 A tuner with a size, of which a search may use the first k units alone, says where that size lies in its weights:

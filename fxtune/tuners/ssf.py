@@ -7,12 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from fxtune.tuners.parting import PerChannel
 from fxtune.tuners.placement import Placement
 from fxtune.tuners.registry import tuner
 
 
 @tuner("ssf")
-class Ssf(nn.Module):
+class Ssf(PerChannel, nn.Module):
     """``s ⊙ y + t`` in the place of an operation's output y, or ``(s - 1) ⊙ y + t`` added to it; 2D weights.
 
     s is drawn from N(1, 0.02), t from N(0, 0.02), as in the paper's code. Its rule must read the output.
