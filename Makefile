@@ -30,7 +30,7 @@ types: $(READY)
 bench: $(READY)
 	$(BIN)/python bench/run.py
 
-# The table of methods in rules/README.md, by trying each on every family: half an hour.
+# The table of methods in rules/README.md, by trying each on every family: ten minutes.
 methods: $(READY)
 	(sed '/^| method/,$$d' rules/README.md; $(ONE_THREAD) $(BIN)/fxtune methods $(FAMILIES:%=--probe %)) > rules/README.new
 	mv rules/README.new rules/README.md

@@ -33,6 +33,7 @@ def read(table: str) -> dict[str, dict[str, str]]:
         ("vit", "adapter", Probe("yes", "yes", "no", "yes")),
         ("resnet", "prefix", Probe("no")),
         ("bert", "ssf", Probe("yes", "yes", "yes", "yes")),
+        ("vit", "linear", Probe("yes", "yes", "no", "one form")),
     ],
 )
 def test_what_is_tried_is_told(family: str, method: str, found: Probe) -> None:

@@ -112,8 +112,10 @@ def _merged(tuned: TunedModel) -> str:
 
 def _verified(model: nn.Module, rules: RulesLike | Sequence[RulesLike], inputs: Any) -> str:
     try:
-        apply(model, rules, example_inputs=inputs, form="original")
+        original = apply(model, rules, example_inputs=inputs, form="original")
     except (RuleError, PlanError):
+        return "one form"
+    if not _tuners(original):
         return "one form"
     return _tried(lambda: assert_equivalent(model, rules, inputs, examples=1, dtypes=("float64",)))
 
