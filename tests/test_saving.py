@@ -310,7 +310,10 @@ def test_a_killed_save_never_loses_the_earlier_one(saved: Path, tmp_path: Path) 
         filled = {name: tensor + number for name, tensor in tensors.items()}
         write(tmp_path, filled, whole.origin, whole.backbone)
 
-    save(0)
+    begun = time.monotonic()
+    for _ in range(5):
+        save(0)
+    one = (time.monotonic() - begun) / 5
     random.seed(0)
     survivors = set()
     for _ in range(examples(50, 200)):
@@ -319,14 +322,14 @@ def test_a_killed_save_never_loses_the_earlier_one(saved: Path, tmp_path: Path) 
             for number in range(1, 100_000):
                 save(number)
             os._exit(1)
-        time.sleep(random.uniform(0.005, 0.06))
+        time.sleep(random.uniform(0, 10 * one))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         found = read(tmp_path).tensors()
         numbers = {float(number) for tensor in found.values() for number in (tensor.min(), tensor.max())}
         assert len(numbers) == 1, "of two saves"
         survivors |= numbers
-    assert len(survivors) > 5, "they were killed at other moments"
+    assert len(survivors) > 2, "they were killed at other moments"
 
 
 def test_a_folder_that_cannot_be_written_is_told(saved: Path, tmp_path: Path) -> None:
