@@ -15,6 +15,7 @@ from fxtune.saving.standing import Standing
 from fxtune.splitting import flatten, lines_of
 from fxtune.structure import STATE, Node, Structure, difference
 from fxtune.tracing import Region
+from fxtune.wrapped import is_wrapped
 
 
 class Backbone(BaseModel):
@@ -72,10 +73,11 @@ def parts_of(model: nn.Module, structure: Structure) -> dict[int, str]:
 
 
 def numbers_of(tensor: Tensor, node: Node) -> Tensor | None:
-    """The numbers that a node of the structure names, of a tensor; None where the tensor has no such places."""
+    """The numbers that a node of the structure names, of a tensor; None where the tensor has no such places,
+    or wraps others: then it is known as a whole alone."""
     if node.take is None:
         return tensor.detach() if tuple(tensor.shape) == node.shape else None
-    if node.take.size != math.prod(node.shape):
+    if node.take.size != math.prod(node.shape) or is_wrapped(tensor):
         return None
     places = node.take.places().to(tensor.device)
     if len(places) and not 0 <= int(places.min()) <= int(places.max()) < tensor.numel():
