@@ -158,7 +158,7 @@ def test_equal_numbers_where_few_tokens_are_read(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", READ_ALL)
 def test_nothing_moves_where_all_tokens_are_read(kind: str) -> None:
-    both = pair(*READ_ALL[kind], rules={"rules": [{"at": "linear", "insert": "lora"}]})
+    both = pair(*READ_ALL[kind], rules={"rules": [{"at": "linear", "insert": {"lora": {"rank": 3}}}]})
     plain, fast = both.outputs()
     assert torch.equal(plain, fast)
     assert [m.code for m in both.fast.modules() if hasattr(m, "code")] == [

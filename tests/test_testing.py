@@ -161,7 +161,7 @@ def test_rule_files_have_every_tuner_site_and_setting() -> None:
             seen.update([(name, rule["at"]), *((name, "setting", setting) for setting in given_settings)])
 
     collect()
-    for name in tuners.shipped():
+    for name in (name for name in tuners.shipped() if not tuners.reads_mask(name)):  # those stand on a bypass
         assert {kind for kind in ("mha", "block") if (name, kind) in seen}, name
         assert all((name, "setting", setting) in seen for setting in tuners.settings(name)), name
     assert {("res_adapter", kind) for kind in ("mha", "ffn", "block", "conv_mixer")} <= seen

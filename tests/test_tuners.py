@@ -233,7 +233,7 @@ def test_every_shipped_rule_can_be_built():
     for rule_set in tuners.resolve(rules.shipped()):
         for rule in rule_set.rules:
             assert tuners.refusal(rule.tuner, rule.at) is None
-            tuners.build(rule.tuner, rule.settings, Placement(8, 2, rule.at), device="meta")
+            tuners.build(rule.tuner, rule.settings, Placement(16, 2, rule.at), device="meta")
 
 
 # ---- settings, overrides, refusals ---------------------------------------------------------------------------------

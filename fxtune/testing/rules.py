@@ -46,7 +46,7 @@ def rule_files(
 
 
 def _stands(name: str, kind: str) -> bool:
-    if tuners.refusal(name, kind) is not None:
+    if tuners.refusal(name, kind) is not None or tuners.reads_mask(name):  # or it goes on a bypass alone
         return False
     if tuners.spans_sites(name):
         return kind == "block"
