@@ -447,7 +447,7 @@ def test_bad_rules_are_refused(rules: Any, settings: dict[str, Any], error: type
 
 def test_a_stem_of_another_rank_is_refused() -> None:
     rules = {"bypass": {"along": "unit"}, "patterns": UNIT, "train": ["tuners"]}
-    with pytest.raises(fxtune.PlanError, match="cannot lead from one of these stems to the next") as caught:
+    with pytest.raises(fxtune.PlanError, match="cannot lead from one of these values to the next") as caught:
         fxtune.apply(Rectangles(), rules, example_inputs=(torch.randn(2, 4, 3, 3),))
     assert "on 4 axes" in str(caught.value) and "on 3 axes" in str(caught.value)
 

@@ -13,8 +13,8 @@ from fxtune.planning.backbone import BACKBONE, backbone
 from fxtune.planning.bypass import BypassPlan
 from fxtune.planning.choose import check_numbers
 from fxtune.planning.levels import check_tuners, goes_between, levels, masked_tokens
-from fxtune.planning.masked import Seen, seen_in
 from fxtune.planning.place import Places
+from fxtune.planning.seen import Seen, seen_in
 from fxtune.planning.stems import Stems
 from fxtune.planning.trunk import Trunk
 from fxtune.rules import Bypass
@@ -40,10 +40,10 @@ def plan_bypass(root: fx.GraphModule, sites: Sites, bypass: Bypass, head: str | 
     stems = _chosen(bypass, sites, every, where)
     last = every[-1].output
     ports = [stems[0].input, *(site.output for site in stems)]
-    fits = _check_between if any(goes_between(name, "vertical") for name in bypass.vertical or {}) else _check_fit
+    between = any(goes_between(name, "vertical") for name in bypass.vertical or {})
     for before, after in itertools.pairwise(ports):
-        fits(before, after, sites, where)
-    _check_fit(ports[-1], last, sites, where)
+        _check_fit(before, after, between, sites, where)
+    _check_fit(ports[-1], last, False, sites, where)
     if (ports[-1].width, ports[-1].positions) != (last.width, last.positions):
         raise PlanError(
             f"the bypass along {bypass.along} cannot end at `{stems[-1].path}`",
@@ -102,30 +102,24 @@ def _chosen(bypass: Bypass, sites: Sites, every: Sequence[Site], where: str) -> 
     )
 
 
-def _check_fit(before: Port, after: Port, sites: Sites, where: str) -> None:
-    """Two levels have as many axes, and only maps change their size."""
-    if len(before.shape) == len(after.shape) and (before.positions == after.positions or len(after.shape) == 4):
-        return
-    told = [f"{_size(port)} at {sites.view.values[port.value].place()}" for port in (before, after)]
-    raise PlanError(
-        "a bypass cannot lead from one of these stems to the next",
-        found=", then ".join(told),
-        where=where,
-        fix="choose stems that are sequences of one length, or maps (`stems:`, `along:`)",
-    )
-
-
-def _check_between(before: Port, after: Port, sites: Sites, where: str) -> None:
-    """A network between two values gives one vector for all that it reads, or one for each token."""
-    if after.positions == 1 or (len(before.shape) == 3 and before.positions == after.positions):
-        return
-    told = [f"{_size(port)} at {sites.view.values[port.value].place()}" for port in (before, after)]
-    raise PlanError(
-        "a bypass cannot lead from one of these values to the next by a network of its own",
-        found=", then ".join(told),
-        where=where,
-        fix="let it end where one vector stands for a sample, or for each token that it reads",
-    )
+def _check_fit(before: Port, after: Port, between: bool, sites: Sites, where: str) -> None:
+    """Two levels have as many axes, and only maps change their size; a network `between` them gives one vector for all
+    that it reads, or one for each token."""
+    alike = before.positions == after.positions
+    if between:
+        fits = after.positions == 1 or (alike and len(before.shape) == 3)
+    else:
+        fits = len(before.shape) == len(after.shape) and (alike or len(after.shape) == 4)
+    if not fits:
+        told = [f"{_size(port)} at {sites.view.values[port.value].place()}" for port in (before, after)]
+        raise PlanError(
+            "a bypass cannot lead from one of these values to the next",
+            found=", then ".join(told),
+            where=where,
+            fix="let it end where one vector stands for a sample, or for each token that it reads (`along:`)"
+            if between
+            else "choose stems that are sequences of one length, or maps (`stems:`, `along:`)",
+        )
 
 
 def _size(port: Port) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from fxtune.errors import PlanError
 from fxtune.matching import Port, Site
 from fxtune.planning.bypass import Level, Resize, Stem, Tuner
-from fxtune.planning.masked import Seen
+from fxtune.planning.seen import Seen
 from fxtune.planning.stems import Stems
 from fxtune.rules import Bypass
 from fxtune.tuners import Placement, maps_widths, offers, reads_mask, refusal

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fxtune.rules.bypass import SIDES, Bypass, Splice, Transition
+from fxtune.rules.bypass import Bypass, Splice, Transition
 from fxtune.rules.file import TRAIN_WORDS, Rule, RuleFile
 from fxtune.rules.loading import RuleSet, RulesLike, load, shipped
 from fxtune.rules.where import Where
 
 __all__ = [
-    "SIDES",
     "TRAIN_WORDS",
     "Bypass",
     "Rule",

@@ -35,8 +35,8 @@ class SideNetwork(nn.Module):
         place: a bypass `along: backbone`; it reads `width_in` channels, and D is the width of the features.
         layers: of the convolutions: [channels, kernel, stride, padding], or `pool`, a maximum over 3 x 3 places at each
             second one (none where fewer are left of a small image); the published ones when left out.
-        positions: see above.
-        dim: see above; any number of heads that the model has must divide into it to be taken.
+        positions: of an image, a side; the linear map reads positions² times the last layer's channels.
+        dim: of tokens, the width of the block.
 
     Raises:
         RuleError: nothing is left of an image behind a layer.
