@@ -25,10 +25,11 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def in_turn(works: Mapping[str, Callable[[], Any]], rounds: int) -> list[dict[str, float]]:
-    """Seconds of each, round by round; a first round is thrown away."""
+    """Seconds of each, round by round, by turns from first to last and back; a first round is thrown away."""
     for work in works.values():
         work()
-    return [{name: seconds(work) for name, work in works.items()} for _ in range(rounds)]
+    there, back = list(works), list(reversed(works))
+    return [{name: seconds(works[name]) for name in (back if i % 2 else there)} for i in range(rounds)]
 
 
 def ratio(taken: list[dict[str, float]], first: str, second: str) -> float:

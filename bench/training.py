@@ -14,8 +14,9 @@ import fxtune
 from timing import paired
 
 BATCH = 4
-ROUNDS_MORE = 5
-"""A step is short: so many times the rounds of the other measurements."""
+ROUNDS_MORE = 12
+"""A step is short, and what is measured is little beside what other guests of the machine do to it: so many times the
+rounds of the other measurements."""
 
 PREFIX = {
     "fxtune": 1,

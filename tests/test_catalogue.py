@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import fxtune
 from elsewhere import Elsewhere, digests
@@ -47,9 +48,9 @@ RATES: dict[Any, float] = {
 }
 """A factor, a bias or a row changes little by itself, a lone number of a mix less, and a whole network much. Beside a
 ResNet the mixes come with maps between its widths."""
-FALLS = {("bert", "res_bypass_none"): 0.945}
-"""What the loss falls to where no weights could bring it to four fifths: of the two numbers that train there the best,
-by a grid over both, give 0.943 of it."""
+LABELS = {("bert", "res_bypass_none"): [2, 0, 0, 2, 2, 2, 2, 2]}
+"""What is to be told where two numbers train: the classes that some mixes raise most. No two numbers could learn the
+labels of the other cells: by a grid over both, their loss stays above 0.94 of what it was."""
 CELLS = [(family, method) for family, methods in MUST_APPLY.items() for method in sorted(methods)]
 
 
@@ -82,11 +83,13 @@ def test_every_cell_trains_and_comes_back(family: str, method: str, elsewhere: E
     losses = []
     for _ in range(30):
         optimizer.zero_grad()
-        loss = known.loss(tuned(**inputs), 8)
+        output = tuned(**inputs)
+        labels = LABELS.get((family, method))
+        loss = known.loss(output, 8) if labels is None else F.cross_entropy(output.logits, torch.tensor(labels))
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] <= FALLS.get((family, method), 0.8) * losses[0], (losses[0], losses[-1])
+    assert losses[-1] <= 0.8 * losses[0], (losses[0], losses[-1])
     after = tuned.state_dict()
     assert {name for name, tensor in after.items() if not torch.equal(tensor, start[name])} == trains
     assert all(torch.equal(tensor, before[name]) for name, tensor in tuned.strip().state_dict().items())

@@ -70,7 +70,7 @@ def test_merged_computes_the_same_and_unmerged_is_as_before(family: str, method:
     before, expected, plain = bits(tuned), outputs(tuned, **inputs), outputs(model, **inputs)
     assert error(expected, plain) > 1e-3, "the tuners change nothing"
     limit = LIMITS[dtype]
-    if family == "unet" and dtype is torch.float32:  # as told below: each layer holds the limit, their sum is the model's
+    if family == "unet" and dtype is torch.float32:  # each layer of it holds the limit, as the next test has it
         exact = in_dtype(inputs, torch.float64)
         limit = max(limit, 2 * error(expected, outputs(copy.deepcopy(tuned).double(), **exact)))
 
@@ -88,9 +88,9 @@ def test_merged_computes_the_same_and_unmerged_is_as_before(family: str, method:
 
 
 EVERY_LAYER = {
-    "lora": [{"at": at, "required": False, "insert": {"lora": {"rank": 2}}} for at in ("linear", "convolution")],
-    "ssf": [{"at": at, "required": False, "reads": "output", "insert": "ssf"} for at in ("linear", "convolution", "norm")],
-}  # fmt: skip
+    "lora": [{"at": at, "insert": {"lora": {"rank": 2}}} for at in ("linear", "convolution")],
+    "ssf": [{"at": at, "reads": "output", "insert": "ssf"} for at in ("linear", "convolution", "norm")],
+}
 
 
 @pytest.mark.parametrize("method", EVERY_LAYER)

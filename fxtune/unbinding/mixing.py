@@ -83,14 +83,6 @@ def from_prefix(weights: Tensor, learned: Tensor, q: Tensor) -> Tensor:
     return by_sample(torch.bmm(weights.mT, for_queries(learned, q)), q, learned)
 
 
-def add_from_prefix(x: Tensor, weights: Tensor, learned: Tensor, q: Tensor) -> Tensor:
-    """``x + Wᵀ X`` in x's own memory, which is B x N x H x d."""
-    if learned.shape[0] > 1 or x.dtype != weights.dtype:
-        return x.add_(from_prefix(weights, learned, q))
-    by_head(x, learned).baddbmm_(weights.mT, for_queries(learned, q))
-    return x
-
-
 def by_head(x: Tensor, learned: Tensor) -> Tensor:
     """B x H x N x d to heads x rows x d: H x BN where one prefix serves all samples, else BH x N.
 

@@ -17,7 +17,7 @@ from fxtune.unbinding.attention import (
     runs_fused,
 )
 from fxtune.unbinding.masks import four_axes
-from fxtune.unbinding.mixing import add_from_prefix, by_head, for_queries, mix, shares
+from fxtune.unbinding.mixing import by_head, for_queries, from_prefix, mix, shares
 from fxtune.unbinding.original import prefix_attention, prefix_share
 from fxtune.unbinding.precision import as_autocast, no_autocast, wide
 
@@ -77,7 +77,7 @@ def _unbound(
         out, lse = fused_forward(q, k, v, mask, causal, scale)
         share, keep, lam, lse_pre = shares(q, lse, k_pre, scale)
         kept = out.to(keep.dtype).mul_(keep.unsqueeze(-1))
-        mixed = add_from_prefix(kept, share, v_pre, q).to(q.dtype)
+        mixed = kept.add_(from_prefix(share, v_pre, q)).to(q.dtype)
     both = torch.logaddexp(lse.to(lse_pre.dtype), lse_pre)
     return as_heads_inside(mixed), lam.contiguous(), both.contiguous(), share.contiguous()
 
@@ -114,7 +114,7 @@ def _unbound_backward(
         rows = by_head(grad, k_pre).to(share.dtype)
         inner = by_head((grad.to(share.dtype) * mixed).sum(-1, keepdim=True), k_pre).mT
         logits = share * (torch.bmm(for_queries(v_pre, q), rows.mT) - inner) * scale
-        dq = add_from_prefix(dq, logits, k_pre, q)
+        dq = dq.add_(from_prefix(logits, k_pre, q))
         dk_pre = _ungrouped(logits @ by_head(q, k_pre).to(share.dtype), k_pre)
     return dq, dk, dv, dk_pre, _ungrouped(share @ rows, v_pre)
 
