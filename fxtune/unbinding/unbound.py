@@ -114,7 +114,7 @@ def _unbound_backward(
         rows = by_head(grad, k_pre).to(share.dtype)
         inner = by_head((grad.to(share.dtype) * mixed).sum(-1, keepdim=True), k_pre).mT
         logits = share * (torch.bmm(for_queries(v_pre, q), rows.mT) - inner) * scale
-        dq = dq.add_(from_prefix(logits, k_pre, q))
+        dq.add_(from_prefix(logits, k_pre, q))
         dk_pre = _ungrouped(logits @ by_head(q, k_pre).to(share.dtype), k_pre)
     return dq, dk, dv, dk_pre, _ungrouped(share @ rows, v_pre)
 
