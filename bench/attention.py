@@ -1,8 +1,8 @@
 """A training step of unbound against concatenated attention, at the sizes of ViT-B/16 with ten prefix tokens.
 
 Only the attention is timed. Its bound is wider than that of a whole model, where projections and FFN are the same for
-both forms: in bfloat16 the prefix's small products are of float32, and on two threads their twenty-odd small operations
-cost more than their arithmetic (1.04 to 1.12 on one thread, 1.10 to 1.25 on two).
+both forms. In bfloat16, where the prefix's small products are of float32, it has been 1.04 and 1.12 on one thread, and
+1.10 to 1.25 on two.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ from fxtune.hoisting import laws
 from fxtune.hoisting.axes import Law
 from fxtune.hoisting.call import Call, Moved, Touch, Want, walk
 from fxtune.hoisting.part import Part, Range
-from hoisting_calls import CALLS, Drawn
+from hoisting_calls import CALLS
+from hoisting_drawing import Drawn
 
 TABLE = laws.LAWS | laws.DETACH
 
