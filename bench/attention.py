@@ -1,8 +1,8 @@
 """A training step of unbound against concatenated attention, at the sizes of ViT-B/16 with ten prefix tokens.
 
 Only the attention is timed. Its bound is wider than that of a whole model, where projections and FFN are the same for
-both forms. In bfloat16, where the prefix's small products are of float32, it has been 1.04 and 1.12 on one thread, and
-1.10 to 1.25 on two.
+both forms: in float32, where the prefix's part is computed in float64, it has been 1.17 to 1.21 on one thread and 1.24
+to 1.29 on two.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fxtune.unbinding import prefix_attention, unbound_attention
 from timing import paired
 
 BATCH, HEADS, TOKENS, WIDTH, PREFIX = 8, 12, 197, 64, 10
-AT_MOST = 1.3
+AT_MOST = 1.4
 
 
 def measure(rounds: int) -> Iterator[dict[str, Any]]:

@@ -24,37 +24,45 @@ import training
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
+MODULES = (applying, attention, training, bypass, tasks, caching, matching)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="paired rounds of each measurement")
     rounds = parser.parse_args().rounds
     console = Console()
     rows: list[dict[str, Any]] = []
-    for row in applying.measure(rounds):
-        rows.append(row)
-        console.print(f"{row['what']}: export {row['export_s']:.2f} s, apply {row['apply_s']:.2f} s")
-    rows.extend(matching.measure(rounds))
-    rows.extend(attention.measure(rounds))
-    rows.extend(training.measure(rounds))
-    rows.extend(bypass.measure(rounds))
-    rows.extend(tasks.measure(rounds))
-    rows.extend(caching.measure(rounds))
+    for module in MODULES:
+        for row in module.measure(rounds):
+            rows.append(row)
+            console.print(told(row))
 
     table = Table("what", "ratio", "measured", "at most", "")
     over = 0
     for row in rows:
-        for name in [name for name in row if f"{name}_at_most" in row]:
+        for name in ratios(row):
             bound = row[f"{name}_at_most"]  # None: to compare only
             within = bound is None or row[name] <= bound
             over += not within
-            told = "" if bound is None else f"{bound:.3g}"
-            table.add_row(row["what"], name, f"{row[name]:.3g}", told, "" if within else "[red]over")
+            of = "" if bound is None else f"{bound:.3g}"
+            table.add_row(row["what"], name, f"{row[name]:.3g}", of, "" if within else "[red]over")
     console.print(table)
 
     RESULTS.mkdir(exist_ok=True)
     machine = {"torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads()}
     (RESULTS / "bench.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n", "utf-8")
     return min(over, 1)
+
+
+def ratios(row: dict[str, Any]) -> list[str]:
+    """The names of what a row has a bound for."""
+    return [name for name in row if f"{name}_at_most" in row]
+
+
+def told(row: dict[str, Any]) -> str:
+    """A row as it comes: the run takes an hour."""
+    return f"{row['what']}: " + ", ".join(f"{name} {row[name]:.3g}" for name in ratios(row))
 
 
 if __name__ == "__main__":

@@ -108,7 +108,8 @@ def _plain(
 def _attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    return fused_forward(q, k, v, mask, causal, scale)
+    out, lse = fused_forward(q, k, v, mask, causal, scale)
+    return out.to(q.dtype), lse
 
 
 @_attention.register_fake
@@ -170,7 +171,10 @@ _attention.register_autograd(_gradients, setup_context=_setup)
 def fused_forward(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Output and log-sum-exp by the kernel that takes this attention; rows that see nothing as the kernels should."""
+    """Output and log-sum-exp by the kernel that takes this attention; rows that see nothing as the kernels should.
+
+    The output is in the dtype in which it was computed: who goes on with it rounds once, at the end.
+    """
     if q.numel() == 0 or k.shape[2] == 0:  # kernels divide by the number of keys
         return heads_inside(q, v.shape[-1]).zero_(), q.new_full(q.shape[:3], HIDDEN, dtype=exact(q))
     out, lse = _by_kernel(q, k, v, mask, causal, scale)
@@ -189,7 +193,7 @@ def _by_kernel(
     read_q, read_k, read_v = (_dense(x).to(dtype) for x in (q, k, v))
     added = None if bias is None else bias.to(dtype)
     out, lse = _kernel(q, k, v, mask, causal).forward(read_q, read_k, read_v, added, causal, scale)
-    return out.to(q.dtype), lse.to(exact(q))
+    return out, lse.to(exact(q))
 
 
 def fused_backward(

@@ -24,8 +24,8 @@ def mix(
     """``(1 - λ) Attn(Q, K, V) + λ Attn(Q, K_pre, V_pre)``, ``λ = sigmoid(lse(s Q K_preᵀ) - lse(s Q Kᵀ))`` (Eq. 3, 5).
 
     Prefix keys have no mask and no bias, so a causal or any other mask is none of its concern. λ and the mixing are
-    computed in float32 at least, and only differences of logits are exponentiated. Only the keys of the prefix are
-    passed over.
+    computed in `exact` precision, as what is mixed may cancel to much less than either part, and only differences of
+    logits are exponentiated. Only the keys of the prefix are passed over.
 
     Args:
         out: B x H x N x dv, of the attention to the model's own keys.
@@ -41,13 +41,13 @@ def mix(
         through both.
     """
     if k_pre.shape[2] == 0:
-        return out, torch.zeros_like(lse)
+        return out, torch.zeros_like(lse, dtype=wide(q.dtype))
     factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     with no_autocast(q):
         share, keep, lam, _ = shares(q, lse, k_pre, factor)
         pre = from_prefix(F.dropout(share, dropout_p), v_pre, q)
         mixed = (out * keep.unsqueeze(-1) + pre).to(out.dtype)
-    return mixed, lam
+    return mixed, lam.to(wide(q.dtype))
 
 
 def shares(q: Tensor, lse: Tensor, k_pre: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -57,13 +57,13 @@ def shares(q: Tensor, lse: Tensor, k_pre: Tensor, scale: float) -> tuple[Tensor,
         λ times the weights on the prefix (as `prefix_logits` gives them), and B x H x N each: 1 - λ, λ, and the
         log-sum-exp of the prefix's logits.
     """
-    logits, dtype = prefix_logits(q, k_pre, scale), wide(q.dtype)
+    logits = prefix_logits(q, k_pre, scale)
     top = logits.detach().amax(-2, keepdim=True)  # a constant to the gradient: it cancels
-    weights = torch.exp((logits - top).to(dtype))
+    weights = torch.exp(logits - top)
     total = weights.sum(-2, keepdim=True)
     # In this order: a sum of the largest logit and the rest would round to the precision of the largest.
-    gap = (top - by_head(lse.unsqueeze(-1), k_pre).mT).to(dtype) + total.log()
-    gate, rest, lse_pre = torch.sigmoid(gap), torch.sigmoid(-gap), top.to(dtype) + total.log()
+    gap = (top - by_head(lse.unsqueeze(-1), k_pre).mT) + total.log()
+    gate, rest, lse_pre = torch.sigmoid(gap), torch.sigmoid(-gap), top + total.log()
     lam, keep, lse_pre = (by_sample(x.mT, q, k_pre).squeeze(-1) for x in (gate, rest, lse_pre))
     return weights * (gate / total), keep, lam, lse_pre
 
@@ -80,7 +80,7 @@ def prefix_logits(q: Tensor, k_pre: Tensor, scale: float) -> Tensor:
 
 def from_prefix(weights: Tensor, learned: Tensor, q: Tensor) -> Tensor:
     """``Wᵀ X`` of weights on the prefix and its keys or values: B x H x N x d."""
-    return by_sample(torch.bmm(weights.mT, for_queries(learned, q)), q, learned)
+    return by_sample(torch.bmm(weights.mT, for_queries(learned, q).to(weights.dtype)), q, learned)
 
 
 def by_head(x: Tensor, learned: Tensor) -> Tensor:

@@ -76,10 +76,12 @@ def _unbound(
     with no_autocast(q):
         out, lse = fused_forward(q, k, v, mask, causal, scale)
         share, keep, lam, lse_pre = shares(q, lse, k_pre, scale)
-        kept = out.to(keep.dtype).mul_(keep.unsqueeze(-1))
-        mixed = kept.add_(from_prefix(share, v_pre, q)).to(q.dtype)
-    both = torch.logaddexp(lse.to(lse_pre.dtype), lse_pre)
-    return as_heads_inside(mixed), lam.contiguous(), both.contiguous(), share.contiguous()
+        kept = out.to(keep.dtype)
+        torch.addcmul(from_prefix(share, v_pre, q), kept, keep.unsqueeze(-1), out=kept)
+        mixed = kept.to(q.dtype)
+        both = torch.logaddexp(lse, lse_pre)
+    lam, both, share = (x.to(wide(q.dtype)).contiguous() for x in (lam, both, share))
+    return as_heads_inside(mixed), lam, both, share
 
 
 @_unbound.register_fake
