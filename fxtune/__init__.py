@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fxtune.accounting import MemoryReport, memory
     from fxtune.api import MethodCounts, apply, inspect, load, methods
+    from fxtune.data import Data, load_data
     from fxtune.errors import (
         CacheError,
         CaptureError,
         CheckpointError,
+        DataError,
         FxtuneError,
         InputError,
         MatchError,
@@ -25,13 +27,18 @@ if TYPE_CHECKING:
         PlanError,
         RuleError,
         SourceError,
+        TrainingError,
         UnsupportedModelError,
         UntunedCallError,
     )
     from fxtune.searching import Found, Supernet
     from fxtune.searching.search import search
+    from fxtune.sweeping import Swept
+    from fxtune.sweeping.sweep import sweep
     from fxtune.tasks import MultiTask, multitask
     from fxtune.tracing.capture import capture
+    from fxtune.training import Run, evaluate
+    from fxtune.training.tune import tune
     from fxtune.tuned import TunedModel
     from fxtune.tuners import Placement, tuner
     from fxtune.verifying import Certificate
@@ -44,6 +51,8 @@ __all__ = [
     "CaptureError",
     "Certificate",
     "CheckpointError",
+    "Data",
+    "DataError",
     "Found",
     "FxtuneError",
     "InputError",
@@ -55,40 +64,54 @@ __all__ = [
     "Placement",
     "PlanError",
     "RuleError",
+    "Run",
     "SourceError",
     "Supernet",
+    "Swept",
+    "TrainingError",
     "TunedModel",
     "UnsupportedModelError",
     "UntunedCallError",
     "apply",
     "capture",
+    "evaluate",
     "inspect",
     "load",
+    "load_data",
     "memory",
     "methods",
     "multitask",
     "search",
+    "sweep",
+    "tune",
     "tuner",
     "verify",
 ]
 
 _HOME = {
     "Certificate": "fxtune.verifying",
+    "Data": "fxtune.data",
     "Found": "fxtune.searching",
     "MemoryReport": "fxtune.accounting",
     "MethodCounts": "fxtune.api",
     "MultiTask": "fxtune.tasks",
     "Placement": "fxtune.tuners",
+    "Run": "fxtune.training",
     "Supernet": "fxtune.searching",
+    "Swept": "fxtune.sweeping",
     "TunedModel": "fxtune.api",
     "apply": "fxtune.api",
     "capture": "fxtune.tracing",
+    "evaluate": "fxtune.training",
     "inspect": "fxtune.api",
     "load": "fxtune.api",
+    "load_data": "fxtune.data",
     "memory": "fxtune.accounting",
     "methods": "fxtune.api",
     "multitask": "fxtune.tasks",
     "search": "fxtune.searching",
+    "sweep": "fxtune.sweeping",
+    "tune": "fxtune.training",
     "tuner": "fxtune.tuners",
     "verify": "fxtune.verifying",
 }

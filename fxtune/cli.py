@@ -1,5 +1,6 @@
 """The command line: ``fxtune methods``, ``fxtune inspect MODEL``, ``fxtune memory MODEL``, ``fxtune verify MODEL``,
-``fxtune search FUNCTION``, ``fxtune schema``.
+``fxtune search FUNCTION``, ``fxtune tune MODEL``, ``fxtune eval MODEL``, ``fxtune sweep FILE``,
+``fxtune recipes``, ``fxtune schema``.
 
 Nothing heavy is imported at the top: ``fxtune --help`` and ``fxtune methods`` run without torch.
 """
@@ -18,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 import fxtune
-from fxtune.errors import FxtuneError
+from fxtune.errors import FxtuneError, SourceError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -214,12 +215,126 @@ def search(
     print(f"{found}\nsaved in {out}")
 
 
+_DATA_HELP = (
+    "SOURCE/PATH (images/birds, table/sst2, captions/dog, vtab/dtd, datasets/PATH, torchvision/CLASS), digits, "
+    "reviews, dsprites, or a YAML file."
+)
+
+
+@app.command()
+def tune(
+    model: Annotated[str, typer.Argument(help=_MODEL_HELP, show_default=False)],
+    rules: Annotated[
+        list[str], typer.Option("--rules", "-r", help="A shipped rule set or a rule file; may be repeated.")
+    ],
+    data: Annotated[str, typer.Option("--data", "-d", help=_DATA_HELP)],
+    out: Annotated[Path, typer.Option(help="Folder for the trained model, its state and its metrics.")],
+    recipe: Annotated[str, typer.Option(help="A shipped recipe (`fxtune recipes`) or a recipe file.")] = "images",
+    change: Annotated[
+        list[str] | None, typer.Option("--set", help="Change the recipe: epochs=10, optimizer.lr=0.005, ...")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder of the tokenizer, for sentences; by default the model's own.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that load data.")] = 0,
+) -> None:
+    """Train MODEL on data by rules and a recipe, and test it.
+
+    Give the same command again after a kill: it goes on where it was. Under `accelerate launch -m fxtune tune ...`
+    several processes share the work.
+    """
+    sys.path.insert(0, str(Path.cwd()))
+    from fxtune import training
+    from fxtune.data import load_data
+
+    known = load_data(data)
+    words = training.tokenizer_of(tokenizer or model) if known.kind == "texts" else None
+    run = training.tune(
+        model,
+        known,
+        rules[0] if len(rules) == 1 else rules,
+        out=out,
+        recipe=recipe,
+        settings=_settings(change or []),
+        tokenizer=words,
+        workers=workers,
+    )
+    print(f"{run}\nsaved in {out}")
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(help=_MODEL_HELP, show_default=False)],
+    checkpoint: Annotated[Path, typer.Argument(help="What `fxtune tune` left in OUT/tuned.", show_default=False)],
+    data: Annotated[str, typer.Option("--data", "-d", help=_DATA_HELP)],
+    split: Annotated[str, typer.Option(help="Which split of theirs.")] = "test",
+    recipe: Annotated[str, typer.Option(help="The recipe that it was trained by.")] = "images",
+    change: Annotated[list[str] | None, typer.Option("--set", help="Change the recipe: images.size=96, ...")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder of the tokenizer, for sentences; by default the model's own.")
+    ] = None,
+) -> None:
+    """Tell the accuracy of a tuned MODEL on a split of data."""
+    sys.path.insert(0, str(Path.cwd()))
+    from fxtune import api, names, training
+    from fxtune.data import load_data
+    from fxtune.recipes import load_recipe
+
+    known, how = load_data(data), load_recipe(recipe, _settings(change or []))
+    words = training.tokenizer_of(tokenizer or model) if known.kind == "texts" else None
+    tuned = api.load(names.resolve(model), checkpoint)
+    print(f"{split}: {training.evaluate(tuned, known, split=split, recipe=how, tokenizer=words):.2%}")
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A sweep file: model, data, recipe, rules, seeds, grid.")],
+    out: Annotated[Path, typer.Option(help="Folder for the trainings, the table and the plots.")],
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="How many train at a time; by default one a processor.")
+    ] = None,
+) -> None:
+    """Train by every rule set, seed and setting that FILE names, and print what each comes to.
+
+    Give the same command again after a kill: what has ended is not done again.
+    """
+    sys.path.insert(0, str(Path.cwd()))
+    from fxtune import sweeping
+
+    Console().print(sweeping.sweep(file, out, processes=processes))
+    print(f"saved in {out}")
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that fxtune ships."""
+    from fxtune.recipes import shipped_recipes
+
+    table = Table("name", "about", box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for recipe in shipped_recipes():
+        table.add_row(Text(recipe.name, style="bold cyan"), Text(recipe.about))
+    Console().print(table)
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of rule files, for editors."""
     from fxtune.rules import schema
 
     print(json.dumps(schema(), indent=2))
+
+
+def _settings(changes: list[str]) -> dict[str, object]:
+    """``optimizer.lr=0.005`` as a name and a value."""
+    from fxtune.source import parse
+
+    found: dict[str, object] = {}
+    for change in changes:
+        name, equals, value = change.partition("=")
+        if not name or not equals:
+            raise SourceError(f"--set {change!r} changes nothing", fix="write NAME=VALUE, as in optimizer.lr=0.005")
+        found[name] = parse(value, f"--set {name}").data
+    return found
 
 
 def _complain(error: FxtuneError) -> None:

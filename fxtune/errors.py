@@ -68,3 +68,11 @@ class CacheError(FxtuneError):
 
 class CheckpointError(FxtuneError):
     """A saved tuned model cannot be written or read, or does not belong to the model that it is loaded on."""
+
+
+class DataError(FxtuneError):
+    """Data are not where they were said to be, or not as they should be."""
+
+
+class TrainingError(FxtuneError):
+    """A training that cannot go on: its loss is not finite."""

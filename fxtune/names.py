@@ -25,9 +25,11 @@ import torch
 from torch import nn
 
 from fxtune.errors import FxtuneError
+from fxtune.libraries import library
 from fxtune.source import nearest
 
 _CONFIG = "config.json"
+_PIPELINE = "model_index.json"
 _WEIGHTS = (".safetensors", ".bin")
 
 
@@ -55,6 +57,24 @@ def resolve(name: str, *, meta: bool = False, weights: bool = True) -> nn.Module
         else "a name without a library",
         fix=f"write one of {', '.join(forms)}",
     )
+
+
+def pipeline(name: str) -> Any:
+    """The pipeline in the folder that ``diffusers/PATH`` names.
+
+    Raises:
+        FxtuneError: there is none, or it could not be loaded.
+    """
+    kind, _, path = name.partition("/")
+    place = Path(path).expanduser()
+    if kind != "diffusers" or not (place / _PIPELINE).is_file():
+        raise FxtuneError(
+            f"there is no pipeline called {name!r}",
+            found="no such form of a name" if kind != "diffusers" else f"no {_PIPELINE} at {path}",
+            fix="write diffusers/PATH of a folder that a pipeline's `save_pretrained` wrote",
+        )
+    with _building(name, meta=False):
+        return _library("diffusers").DiffusionPipeline.from_pretrained(place, local_files_only=True)
 
 
 def folder(name: str) -> Path:
@@ -208,12 +228,7 @@ def _saved(path: str, library: str, weights: bool) -> Path:
 
 
 def _library(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise FxtuneError(
-            f"This model needs {module}", found=str(error), fix=f"pip install 'fxtune[{module}]'"
-        ) from error
+    return library(module, what="This model", extra=module)
 
 
 def _module(built: object) -> nn.Module:

@@ -22,6 +22,11 @@ def patterns_dir() -> Path:
     return rules_dir() / "patterns"
 
 
+def recipes_dir() -> Path:
+    """The folder of the shipped recipes (``*.yaml``)."""
+    return rules_dir() / "recipes"
+
+
 def models_dir() -> Path:
     """The folder of the shipped model cards (``*.yaml``)."""
     return _shipped("models")

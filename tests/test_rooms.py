@@ -12,6 +12,7 @@ PACKAGE = Path(fxtune.__file__).parent
 
 ROOMS = [
     "errors",
+    "libraries",
     "source",
     "resources",
     "files",
@@ -44,6 +45,10 @@ ROOMS = [
     "accounting",
     "verifying",
     "searching",
+    "data",
+    "recipes",
+    "training",
+    "sweeping",
     "testing",
     "cli",
     "__main__",

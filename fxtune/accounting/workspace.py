@@ -1,8 +1,8 @@
 """What the convolutions of a CPU take for themselves while they run, which no dispatch shows.
 
-oneDNN computes them on copies: of plain (N x C x H x W) tensors in its own layout, and of weights in blocks of 16 by 16
-channels. A ConvNet's peak lies up to a sixth higher for it. What is here was seen on x86 with AVX-512; it is an
-estimate, and the only one that predictions for the CPU contain.
+oneDNN computes them on copies: of plain (N x C x H x W) tensors in its own layout, and of weights in blocks of as many
+channels as a register has numbers. A ConvNet's peak lies up to a sixth higher for it. What is here was seen on x86 with
+AVX-512 and with AVX2; it is an estimate, and the only one that predictions for the CPU contain.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 
 _FORWARD = torch.ops.aten.convolution.default
 _BACKWARD = torch.ops.aten.convolution_backward.default
-_BLOCK = 16
+_WIDE = "AVX512" in torch.backends.cpu.get_cpu_capability()
+_BLOCK = 16 if _WIDE else 8
 _DIRECT = 4
 """Depth-wise kernels narrower than this have code of their own, which takes no blocked weights."""
 
@@ -76,7 +77,10 @@ def _channels_last(tensor: Tensor) -> bool:
 
 
 def _blocked(weight: Tensor, groups: int) -> int:
-    """The weight's bytes in blocks of channels, those of each group for themselves."""
+    """The weight's bytes in blocks of channels, those of each group for themselves; without AVX-512 depth-wise ones lie
+    side by side."""
+    if _depthwise(weight, groups) and not _WIDE:
+        return weight.nbytes
     outer, inner = weight.shape[0] // groups, weight.shape[1]
     padded = groups * math.ceil(outer / _BLOCK) * math.ceil(inner / _BLOCK) * _BLOCK**2
     return padded * math.prod(weight.shape[2:]) * weight.element_size()

@@ -1,0 +1,17 @@
+"""Recipes: how a tuned model is trained, as files. They import no torch."""
+
+from __future__ import annotations
+
+from fxtune.recipes.loading import RecipeLike, load_recipe, shipped_recipes
+from fxtune.recipes.spec import Images, Optimizer, Recipe, Schedule, Texts
+
+__all__ = [
+    "Images",
+    "Optimizer",
+    "Recipe",
+    "RecipeLike",
+    "Schedule",
+    "Texts",
+    "load_recipe",
+    "shipped_recipes",
+]

@@ -1,0 +1,95 @@
+"""The trainings of a sweep: which there are, and one of them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fxtune.data import load_data
+from fxtune.errors import TrainingError
+from fxtune.files import replacing
+from fxtune.recipes import load_recipe
+from fxtune.sweeping.spec import Sweep
+from fxtune.training import tokenizer_of, tune
+
+RESULT, DIVERGED = "run.json", "diverged.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training.
+
+    Attributes:
+        rules: what it is tuned by.
+        settings: the point of the grid.
+        seed: of the recipe.
+    """
+
+    rules: str | list[str]
+    settings: Mapping[str, Any]
+    seed: int
+
+    @property
+    def method(self) -> str:
+        """Its row in the table."""
+        return method(self.rules)
+
+    @property
+    def folder(self) -> str:
+        """Where it lies in the sweep's folder."""
+        point = ",".join(f"{name}={value}" for name, value in self.settings.items()) or "recipe"
+        return "/".join(part.replace("/", "_") for part in (self.method, point, f"seed {self.seed}"))
+
+
+def method(rules: str | list[str]) -> str:
+    """What rules are called in the table: names, and files without their folders."""
+    return " + ".join(Path(name).stem for name in ([rules] if isinstance(rules, str) else rules))
+
+
+def cells(sweep: Sweep) -> Iterator[Cell]:
+    """All trainings of a sweep."""
+    points = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
+    for rules, point, seed in itertools.product(sweep.rules, points, sweep.seeds):
+        yield Cell(rules, point, seed)
+
+
+def result_of(cell: Cell, out: Path) -> dict[str, Any] | None:
+    """What the training has come to: its `run.json`, or that it has diverged; None where it has not ended."""
+    for name in (RESULT, DIVERGED):
+        path = out / cell.folder / name
+        if path.is_file():
+            found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            return found
+    return None
+
+
+def train(sweep: Sweep, cell: Cell, out: Path, threads: int) -> None:
+    """One training, in a process of its own; it goes on where it was killed."""
+    torch.set_num_threads(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    sys.path.insert(0, str(Path.cwd()))
+    data, recipe = load_data(sweep.data), load_recipe(sweep.recipe, sweep.settings)
+    words = tokenizer_of(sweep.tokenizer or sweep.model) if data.kind == "texts" else None
+    folder = out / cell.folder
+    try:
+        tune(
+            sweep.model,
+            data,
+            cell.rules,
+            out=folder,
+            recipe=recipe,
+            settings={**cell.settings, "seed": cell.seed},
+            tokenizer=words,
+            progress=False,
+        )
+    except TrainingError as error:  # a learning rate of the grid that is too high is an answer, too
+        with replacing(folder / DIVERGED) as partial:
+            partial.write_text(json.dumps({"diverged": str(error)}) + "\n", "utf-8")

@@ -1,0 +1,41 @@
+"""The form of a sweep: one model and one set of data, by several rules, seeds and settings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise ValueError(f"expected each entry once, not {value!r} again")
+    return values
+
+
+class Sweep(BaseModel):
+    """A sweep for fxtune: the same training by several rules, seeds and settings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fxtune: Literal[1] = Field(description="the version of this form: 1")
+    name: str = Field(min_length=1, description="its name, which stands over the table")
+    about: str = Field(default="", description="one or two sentences on what it is for")
+    model: str = Field(description="a name that the command line takes; module:factory for one of your own")
+    data: str | dict[str, Any] = Field(description="what `fxtune tune` takes, or a source with its options")
+    recipe: str | dict[str, Any] = Field(default="images", description="a shipped recipe, a file, or a recipe")
+    settings: dict[str, Any] = Field(default={}, description="changes of the recipe, by dotted names")
+    rules: Annotated[list[str | list[str]], Field(min_length=1), AfterValidator(_each_once)] = Field(
+        description="rule sets or rule files, a row of the table each; a list is several at once"
+    )
+    seeds: Annotated[list[int], Field(min_length=1), AfterValidator(_each_once)] = Field(
+        default=[0], description="each training is done with each of them"
+    )
+    grid: dict[str, Annotated[list[Any], Field(min_length=1), AfterValidator(_each_once)]] = Field(
+        default={},
+        description="settings of the recipe to choose from, by the mean on `val` over the seeds: "
+        "{optimizer.lr: [0.05, 0.01, 0.005, 0.001]}",
+    )
+    tokenizer: str | None = Field(default=None, description="folder of the tokenizer; by default the model's own")
+    split: str = Field(default="test", description="the split that the table tells")

@@ -1,0 +1,158 @@
+"""`sweep`: many trainings from one file, over the processors, and the table and plots of what they come to."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from fxtune import source
+from fxtune.accounting import memory
+from fxtune.data import Data, load_data
+from fxtune.errors import DataError, FxtuneError, TrainingError
+from fxtune.files import replacing
+from fxtune.names import resolve
+from fxtune.progress import progress as with_bar
+from fxtune.recipes import load_recipe
+from fxtune.rules import load as load_rules
+from fxtune.sweeping.cells import Cell, cells, method, result_of, train
+from fxtune.sweeping.drawing import plots
+from fxtune.sweeping.spec import Sweep
+from fxtune.sweeping.table import Row, chosen, drawn, markdown
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep has found. Print it.
+
+    Attributes:
+        sweep: what was asked.
+        measure: what the scores are.
+        rows: a method each, in the order of the file; those that diverged everywhere are left out.
+        folder: with `results.json`, `table.md`, the plots, and each training's own folder.
+    """
+
+    sweep: Sweep
+    measure: str
+    rows: tuple[Row, ...]
+    folder: Path
+
+    def __rich__(self) -> Table:
+        return drawn(self.sweep.name, self.sweep.split, self.measure, self.rows, len(self.sweep.seeds))
+
+    def __str__(self) -> str:
+        return markdown(self.sweep.name, self.sweep.split, self.measure, self.rows, len(self.sweep.seeds))
+
+
+def sweep(
+    file: str | Path | Mapping[str, Any], out: str | Path, *, processes: int | None = None, progress: bool = True
+) -> Swept:
+    """Trains by every rule set, seed and setting that a file names, and tells what each comes to.
+
+    Of a grid's points, each method takes the one with the best mean on `val` over the seeds. Called again it goes on:
+    trainings that have ended are not done again, and a killed one goes on where it was.
+
+    Args:
+        file: a YAML file, or a mapping of the same form, in which ``fxtune: 1`` and ``name`` may be left out.
+        out: folder for the trainings, `results.json`, `table.md`, `curves.png`, `weights.png` and `memory.png`.
+        processes: how many train at the same time; as many as there are processors by default.
+        progress: whether a terminal shows how far it is.
+
+    Raises:
+        SourceError, DataError, RuleError: what the file names is not there; nothing was trained then.
+        TrainingError: every training has diverged.
+    """
+    asked, folder = _asked(file), Path(out)
+    data = load_data(asked.data)
+    _check(asked, data)
+    todo = list(cells(asked))
+    _train(asked, [cell for cell in todo if result_of(cell, folder) is None], folder, processes, bar=progress)
+    found = {id(cell): result for cell in todo if (result := result_of(cell, folder)) is not None}
+    measure = "loss" if data.kind == "captions" else "accuracy"
+    rows, folders = [], {}
+    for rules in asked.rules:
+        own = [(cell, found[id(cell)]) for cell in todo if cell.rules == rules]
+        best = chosen(own, asked.split, measure, higher=measure == "accuracy")
+        if best is None:
+            continue
+        folders[method(rules)] = best.pop("folders")
+        diverged = sum(measure not in result for _, result in own)
+        rows.append(Row(method(rules), saved_bytes=_saved(asked, rules, data), diverged=diverged, **best))
+    if not rows:
+        raise TrainingError(
+            "every training of this sweep has diverged",
+            found=f"{len(todo)} trainings",
+            where=str(folder),
+            fix="try lower learning rates: `grid: {optimizer.lr: [...]}`",
+        )
+    swept = Swept(asked, measure, tuple(rows), folder)
+    _write(swept)
+    plots(folder, asked.name, f"{asked.split} {measure}", rows, folders)
+    return swept
+
+
+def _asked(file: str | Path | Mapping[str, Any]) -> Sweep:
+    if isinstance(file, Mapping):
+        return source.from_data({"fxtune": 1, "name": "sweep", **file}, "<sweep>").validate(Sweep)
+    return source.load(Path(file).expanduser()).validate(Sweep)
+
+
+def _check(asked: Sweep, data: Data) -> None:
+    """What can be told before hours of training."""
+    data.split(asked.split)
+    if any(len(values) > 1 for values in asked.grid.values()) and "val" not in data.splits:
+        raise DataError(
+            "the point of a grid is chosen on a split `val`",
+            found=f"the splits {', '.join(data.splits)}",
+            where=data.source,
+            fix="divide the data: `parts: {train: 0.8, val: 0.2}`; or leave `grid` out",
+        )
+    for rules in asked.rules:
+        load_rules(rules)
+    for cell in cells(asked):
+        load_recipe(asked.recipe, {**asked.settings, **cell.settings, "seed": cell.seed})
+
+
+def _train(asked: Sweep, todo: list[Cell], folder: Path, processes: int | None, *, bar: bool) -> None:
+    processors = os.cpu_count() or 1
+    count = min(processes or processors, max(1, len(todo)))
+    threads = max(1, processors // count)
+    # A process of its own for each, which forgets all when it ends: that a cell ran before another changes nothing.
+    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        running = [pool.submit(train, asked, cell, folder, threads) for cell in todo]
+        try:
+            ended = as_completed(running)
+            for one in with_bar(ended, "Training", len(todo)) if bar else ended:
+                one.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _saved(asked: Sweep, rules: str | list[str], data: Data) -> int | None:
+    """Bytes that a step saves for backward; None where no model card knows the inputs."""
+    recipe = load_recipe(asked.recipe, asked.settings)
+    classes = len(data.classes) or None
+    try:
+        report = memory(resolve(asked.model, meta=True), rules, batch=recipe.batch, num_classes=classes)
+        return report[method(rules)].saved_for_backward
+    except FxtuneError:
+        return None
+
+
+def _write(swept: Swept) -> None:
+    results = {
+        "sweep": swept.sweep.model_dump(mode="json"),
+        "measure": swept.measure,
+        "rows": [row.to_dict() for row in swept.rows],
+    }
+    for name, text in (("results.json", json.dumps(results, indent=2) + "\n"), ("table.md", str(swept))):
+        with replacing(swept.folder / name) as partial:
+            partial.write_text(text, "utf-8")

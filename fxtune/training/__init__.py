@@ -1,0 +1,10 @@
+"""Training a tuned model: what recipes and data say, on accelerate, to be gone on with exactly after a kill."""
+
+from __future__ import annotations
+
+from fxtune.training.evaluating import evaluate
+from fxtune.training.run import Run
+from fxtune.training.tokenizing import tokenizer_of
+from fxtune.training.tune import tune
+
+__all__ = ["Run", "evaluate", "tokenizer_of", "tune"]

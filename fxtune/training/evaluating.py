@@ -1,0 +1,96 @@
+"""How good a model is on a split."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from fxtune.data import Data, DataLike, load_data
+from fxtune.libraries import library
+from fxtune.recipes import Recipe, RecipeLike, load_recipe
+from fxtune.training.objective import Classification, Objective
+from fxtune.training.order import Key
+from fxtune.training.preparing import Preparation, Prepared, Tokenizer, dtype_of, preparation
+
+
+def evaluate(
+    model: nn.Module,
+    data: DataLike | Data,
+    *,
+    split: str = "test",
+    recipe: RecipeLike = "images",
+    tokenizer: Tokenizer | None = None,
+) -> float:
+    """The share of a split's samples whose class the model tells rightly.
+
+    Args:
+        model: a model for classification, tuned or not; it is in evaluation mode meanwhile.
+        data: what `load_data` takes, or data.
+        split: which split of theirs.
+        recipe: what is done to images and sentences, and the size of a batch.
+        tokenizer: for sentences.
+
+    Raises:
+        DataError: there is no such split.
+        InputError: the model gives no logits of so many classes.
+    """
+    known, how = data if isinstance(data, Data) else load_data(data), load_recipe(recipe)
+    prepared = preparation(known, how, tokenizer, accepts_of(model))
+    return measured(model, known, split, prepared, Classification(len(known.classes)), how, accelerator())
+
+
+def measured(
+    model: nn.Module,
+    data: Data,
+    split: str,
+    preparation: Preparation,
+    objective: Objective,
+    recipe: Recipe,
+    processes: Any,
+    workers: int = 0,
+) -> float:
+    """The measure of a split over all processes, each with its share of the samples.
+
+    An image that can't be decoded is left out.
+    """
+    samples = data.split(split)
+    prepared = Prepared(samples, preparation, recipe.seed, training=False)
+    loader = DataLoader(
+        prepared,
+        batch_sampler=list(_batches(len(samples), recipe.batch, processes)),
+        collate_fn=prepared.together,
+        num_workers=workers,
+    )
+    device = next(model.parameters()).device
+    metric = objective.metric().to(device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for batch in loader:
+                objective.update(metric, model, batch.to(device, dtype_of(model)), samples.among)
+    finally:
+        model.train(was_training)
+    return float(metric.compute())
+
+
+def accepts_of(model: nn.Module) -> list[str]:
+    """The names of the model's inputs."""
+    return list(inspect.signature(model.forward).parameters)
+
+
+def accelerator() -> Any:
+    """accelerate's view of device and processes."""
+    return library("accelerate", what="Training", extra="train").Accelerator()
+
+
+def _batches(samples: int, size: int, processes: Any) -> Iterator[list[Key]]:
+    """This process's share of the samples, in batches."""
+    own = range(processes.process_index, samples, processes.num_processes)
+    for start in range(0, len(own), size):
+        yield [Key(0, index) for index in own[start : start + size]]

@@ -1,0 +1,259 @@
+"""`tune`: a model, data, rules and a recipe become a trained model in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fxtune.api import RulesLike, apply
+from fxtune.data import Data, DataLike, load_data
+from fxtune.digests import digest_of
+from fxtune.errors import CheckpointError, DataError, PlanError
+from fxtune.libraries import library
+from fxtune.names import pipeline as pipeline_called
+from fxtune.progress import progress as with_bar
+from fxtune.recipes import Recipe, RecipeLike, load_recipe
+from fxtune.saving import read_tensors
+from fxtune.training.denoising import NoisePrediction, OfCaptions, denoised, part_of
+from fxtune.training.evaluating import accelerator, accepts_of, measured
+from fxtune.training.objective import Classification
+from fxtune.training.preparing import Tokenizer, preparation
+from fxtune.training.record import Record
+from fxtune.training.run import BEST, TUNED, Run, write_result
+from fxtune.training.state import Standing, put_state, put_weights, read_state, write_state, write_weights
+from fxtune.training.steps import Stepper, optimizer_of
+from fxtune.tuned import TunedModel
+
+
+def tune(
+    model: Any,
+    data: DataLike | Data,
+    rules: RulesLike | Sequence[RulesLike] | None = None,
+    *,
+    out: str | Path,
+    recipe: RecipeLike = "images",
+    settings: Mapping[str, Any] | None = None,
+    tokenizer: Tokenizer | None = None,
+    options: Mapping[str, Any] | None = None,
+    workers: int = 0,
+    progress: bool = True,
+) -> Run:
+    """Trains a model on data by a recipe, and tests it.
+
+        >>> run = fxtune.tune("timm/vit_base_patch16_224", "images/birds", "tri_res", out="out/birds")
+        >>> print(run)
+        >>> tuned = fxtune.load(model, "out/birds/tuned")
+
+    Images and sentences are classified. Captioned images train the model of a diffusers pipeline to predict noise; the
+    result's `pipeline` samples from it.
+
+    Called again with the same arguments it goes on where it was killed, and ends with the same weights, bit for bit (on
+    the same machine and library versions). Under ``accelerate launch`` several processes share each batch, and compute
+    what one would.
+
+    Args:
+        model: a model, or a name that the command line takes; or one that is tuned already, without `rules`. For
+            captions a pipeline, or ``diffusers/PATH`` of one; its autoencoder and text encoder are moved to the
+            device that is trained on.
+        data: what `load_data` takes, or data.
+        rules: what `fxtune.apply` takes.
+        out: folder for the state, `metrics.jsonl`, TensorBoard's files, the trained model (`tuned/`) and `run.json`.
+        recipe: a shipped recipe's name, a file's path, or a mapping.
+        settings: values that replace the recipe's, by dotted names: ``{"epochs": 10, "optimizer.lr": 0.005}``.
+        tokenizer: for sentences.
+        options: further arguments of `fxtune.apply`.
+        workers: processes that load data beside each training one.
+        progress: whether a terminal shows how far it is.
+
+    Raises:
+        DataError, SourceError: data, rules or recipe are not there, or not as they should be.
+        PlanError: the model is tuned already, or rules are missing.
+        CheckpointError: the folder holds another training, or can't be written to.
+        TrainingError: the loss is not finite.
+    """
+    how = load_recipe(recipe, settings)
+    known = data if isinstance(data, Data) else load_data(data)
+    _check(known, how)
+    processes = accelerator()
+    pipeline = _pipeline(model) if known.kind == "captions" else None
+    plain = pipeline.components[denoised(pipeline)] if pipeline is not None else model
+    tuned = _tuned(plain, rules, known, how, options)
+    tuned.to(processes.device)
+    if how.checkpointing:
+        tuned.gradient_checkpointing_enable()
+    optimizer, train = optimizer_of(tuned, how.optimizer), known.split("train")
+    described = _described(tuned, known, how, rules)
+    if pipeline is not None:
+        prepared: Any = OfCaptions(how, part_of(pipeline, "tokenizer"))
+        objective: Any = NoisePrediction(pipeline, processes.device)
+    else:
+        prepared = preparation(known, how, tokenizer, accepts_of(tuned))
+        objective = Classification(len(known.classes), how.smoothing)
+    stepper = Stepper(tuned, optimizer, train, prepared, objective, how, processes, workers)
+
+    folder = Path(out)
+    standing = _begun(folder, described, stepper)
+    record = Record(folder, standing.step) if processes.is_main_process else None
+    standing = _epochs(stepper, known, folder, standing, record, bar=progress and processes.is_main_process)
+    run = _ended(stepper, known, folder, standing, record, pipeline)
+    if record is not None:
+        record.close()
+    return run
+
+
+def _check(data: Data, recipe: Recipe) -> None:
+    """What can be told before anything is built."""
+    data.split("train")
+    if recipe.patience is not None and "val" not in data.splits:
+        raise DataError(
+            "to stop early, the recipe needs a split `val`",
+            found=f"patience: {recipe.patience}, and the splits {', '.join(data.splits)}",
+            where=data.source,
+            fix="leave `patience` out, or divide the data: `parts: {train: 0.9, val: 0.1}`",
+        )
+
+
+def _pipeline(model: Any) -> Any:
+    found = pipeline_called(model) if isinstance(model, str) else model
+    if not hasattr(found, "components"):
+        raise PlanError(
+            "captioned images train the model of a diffusers pipeline",
+            found=type(found).__name__,
+            fix="pass the pipeline, or diffusers/PATH of its folder",
+        )
+    return found
+
+
+def _tuned(
+    model: nn.Module | str, rules: Any, data: Data, recipe: Recipe, options: Mapping[str, Any] | None
+) -> TunedModel:
+    if isinstance(model, TunedModel):
+        if rules is not None or options:
+            raise PlanError(
+                "this model is tuned already, and rules= are given, too", fix="leave them out, or pass the plain model"
+            )
+        return model
+    if rules is None:
+        raise PlanError("tune needs rules for a plain model", found="rules=None", fix="name one: rules='tri_res'")
+    given: dict[str, Any] = {"seed": recipe.seed, **(options or {})}
+    if data.classes:
+        given.setdefault("num_classes", len(data.classes))
+    return apply(model, rules, **given)
+
+
+def _begun(folder: Path, described: Mapping[str, Any], stepper: Stepper) -> Standing:
+    """Where the training is: at its beginning, or where it was killed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError("this folder can't be made", found=str(error), where=str(folder)) from None
+    found = read_state(folder, described)
+    if found is None:
+        return Standing(training=json.loads(json.dumps(described)))
+    standing, tensors = found
+    put_state(tensors, stepper.tuned, stepper.optimizer)
+    return standing
+
+
+def _epochs(
+    stepper: Stepper, data: Data, folder: Path, standing: Standing, record: Record | None, *, bar: bool
+) -> Standing:
+    recipe, each = stepper.recipe, stepper.order.steps
+    for epoch in range(standing.step // each, recipe.epochs):
+        if _has_stopped(standing, recipe, epoch):
+            break
+        steps = stepper.run(epoch * each, (epoch + 1) * each)
+        total, unreadable = 0.0, list(standing.unreadable)
+        for number, step in enumerate(with_bar(steps, f"Epoch {epoch + 1}", each) if bar else steps, epoch * each + 1):
+            total += step.loss
+            unreadable += step.unreadable
+            if record is not None:
+                record.add(number, epoch=epoch + 1, loss=step.loss, lr=step.lr)
+        changes: dict[str, Any] = {"step": (epoch + 1) * each, "unreadable": _of_all(unreadable)}
+        if "val" in data.splits:
+            reached = _measured(stepper, data, "val")
+            if record is not None:
+                told = {stepper.objective.measure: reached, "training loss": total / each}
+                record.add((epoch + 1) * each, epoch=epoch + 1, split="val", **told)
+            if stepper.objective.better(reached, standing.best):
+                changes |= {"best": reached, "best_epoch": epoch + 1}
+                if record is not None:
+                    write_weights(folder / BEST, stepper.tuned)
+        standing = standing.model_copy(update=changes)
+        if record is not None:
+            write_state(folder, standing, stepper.tuned, stepper.optimizer)
+        stepper.processes.wait_for_everyone()
+    return standing
+
+
+def _has_stopped(standing: Standing, recipe: Recipe, epoch: int) -> bool:
+    """Whether the last epochs have bettered nothing for as long as the recipe is patient."""
+    return (
+        recipe.patience is not None
+        and standing.best_epoch is not None
+        and epoch - standing.best_epoch >= recipe.patience
+    )
+
+
+def _of_all(unreadable: list[str]) -> tuple[str, ...]:
+    """What any process could not decode, each once."""
+    utilities = library("accelerate.utils", what="Training", extra="train")
+    return tuple(sorted(set(utilities.gather_object(unreadable))))
+
+
+def _measured(stepper: Stepper, data: Data, split: str) -> float:
+    return measured(
+        stepper.tuned,
+        data,
+        split,
+        stepper.prepared.preparation,
+        stepper.objective,
+        stepper.recipe,
+        stepper.processes,
+        stepper.workers,
+    )
+
+
+def _ended(stepper: Stepper, data: Data, folder: Path, standing: Standing, record: Record | None, pipeline: Any) -> Run:
+    """The weights of the best epoch, tested and written."""
+    tuned = stepper.tuned
+    if standing.best_epoch is not None:
+        put_weights(tuned, read_tensors(folder / BEST)[1])
+    tuned.eval()
+    run = Run(
+        folder=folder,
+        tuned=tuned,
+        measure=stepper.objective.measure,
+        scores={name: _measured(stepper, data, name) for name in data.splits if name != "train"},
+        epochs=standing.step // stepper.order.steps,
+        best_epoch=standing.best_epoch,
+        trained_weights=sum(weight.numel() for weight in tuned.parameters() if weight.requires_grad),
+        unreadable=standing.unreadable,
+        pipeline=None if pipeline is None else type(pipeline)(**{**pipeline.components, denoised(pipeline): tuned}),
+    )
+    if record is not None:
+        tuned.save(folder / TUNED)
+        write_result(run, standing.training)
+    stepper.processes.wait_for_everyone()
+    return run
+
+
+def _described(tuned: TunedModel, data: Data, recipe: Recipe, rules: Any) -> dict[str, Any]:
+    """What must be the same for a training to be gone on with."""
+    weights = "\n".join(f"{name} {digest_of(tensor)}" for name, tensor in sorted(tuned.state_dict().items()))
+    samples = "\n".join(
+        f"{name} {sample.name} {sample.label} {sample.texts}" for name, split in data.splits.items() for sample in split
+    )
+    return {
+        "data": data.source,
+        "samples": hashlib.sha256(samples.encode()).hexdigest()[:32],
+        "classes": list(data.classes),
+        "rules": rules if isinstance(rules, str) else None,
+        "recipe": recipe.model_dump(mode="json"),
+        "weights at the start": hashlib.sha256(weights.encode()).hexdigest()[:32],
+    }

@@ -1,0 +1,121 @@
+"""Sweeps: many trainings from one file, and what they come to."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from fxtune import cli
+from fxtune.errors import DataError, FxtuneError, RuleError, SourceError
+from fxtune.sweeping import Sweep, Swept, sweep
+from fxtune.sweeping.cells import Cell, cells
+from fxtune.sweeping.table import chosen
+
+FILE: dict[str, Any] = {
+    "name": "a small sweep",
+    "model": "sweep_models:vit",
+    "data": {"source": "digits", "limit": {"train": 60, "val": 40, "test": 40}},
+    "recipe": {"optimizer": {"lr": 0.01}, "epochs": 3, "batch": 20, "images": {"size": 16, "crop": "none"}},
+    "rules": ["linear", ["lora", "bitfit"]],
+    "seeds": [0, 1],
+    "grid": {"optimizer.lr": [0.01, 1e30]},
+}
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
+    return sweep(FILE, tmp_path_factory.mktemp("sweep"), processes=2, progress=False)
+
+
+def test_plots_are_pictures(swept: Swept) -> None:
+    for name in ("curves", "weights", "memory"):
+        with Image.open(swept.folder / f"{name}.png") as image:
+            pixels = torch.tensor(np.array(image.convert("L")))
+            assert image.size[0] > 600 and len(pixels.unique()) > 20
+
+
+def test_a_sweep_is_gone_on_with(swept: Swept, tmp_path: Path) -> None:
+    """What has ended is not done again, what is missing is, and the table is the same."""
+    shutil.copytree(swept.folder, tmp_path / "again")
+    kept = tmp_path / "again" / "linear" / "optimizer.lr=0.01" / "seed 0" / "metrics.jsonl"
+    shutil.rmtree(tmp_path / "again" / "linear" / "optimizer.lr=0.01" / "seed 1")
+    before = kept.stat().st_mtime_ns
+    again = sweep(FILE, tmp_path / "again", processes=1, progress=False)
+    assert again.rows == swept.rows and kept.stat().st_mtime_ns == before
+
+
+def test_the_command_prints_the_table(swept: Swept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"fxtune": 1, **FILE}))
+    monkeypatch.setenv("COLUMNS", "200")
+    done = CliRunner().invoke(cli.app, ["sweep", str(file), "--out", str(swept.folder)])
+    assert done.exit_code == 0, done.output
+    assert "a small sweep" in done.output and "lora + bitfit" in done.output and "diverged" in done.output
+
+
+def results_of(on_val: dict[float, list[float]]) -> list[tuple[Cell, dict[str, Any]]]:
+    return [
+        (Cell("lora", {"lr": lr}, seed), {"accuracy": {"val": val, "test": 1 - val}, "trained_weights": 5})
+        for lr, found in on_val.items()
+        for seed, val in enumerate(found)
+    ]
+
+
+def test_the_best_mean_on_val_is_chosen() -> None:
+    found = results_of({0.1: [0.9, 0.1], 0.2: [0.6, 0.7], 0.3: [0.5, 0.5]})
+    best = chosen(found, "test", "accuracy", higher=True)
+    assert best is not None and best["settings"] == {"lr": 0.2} and best["scores"] == (0.4, 1 - 0.7)
+    least = chosen(found, "test", "accuracy", higher=False)
+    assert least is not None and least["settings"] == {"lr": 0.1}  # the first of two with a mean of 0.5
+
+
+def test_a_point_that_diverged_once_is_not_chosen() -> None:
+    found = results_of({0.1: [0.9, 0.9], 0.2: [0.6, 0.6]})
+    found[0] = (found[0][0], {"diverged": "the loss is nan"})
+    best = chosen(found, "test", "accuracy", higher=True)
+    assert best is not None and best["settings"] == {"lr": 0.2}
+    assert chosen(found[:1], "test", "accuracy", higher=True) is None
+
+
+def test_cells_have_folders_of_their_own() -> None:
+    asked = Sweep.model_validate(
+        {
+            "fxtune": 1,
+            **FILE,
+            "rules": ["lora", "mine/lora2.yaml", ["lora", "ssf"]],
+            "grid": {"a.b": [1, 2], "c": ["x"]},
+        }
+    )
+    found = [cell.folder for cell in cells(asked)]
+    assert len(found) == len(set(found)) == 3 * 2 * 2
+    assert found[0] == "lora/a.b=1,c=x/seed 0" and "lora2/a.b=1,c=x/seed 0" in found
+
+
+REFUSALS: dict[str, tuple[dict[str, Any], type[FxtuneError], str]] = {
+    "an unknown key": ({"rule": ["lora"]}, SourceError, "nearest: 'rules'"),
+    "an unknown rule set": ({"rules": ["loar"]}, RuleError, "lora"),
+    "an unknown setting": ({"grid": {"optimizer.rate": [1]}}, SourceError, "unknown key 'rate'"),
+    "an unknown split": ({"split": "tset"}, DataError, "nearest: 'test'"),
+    "a rule set twice": ({"rules": ["lora", "lora"]}, SourceError, "each entry once"),
+    "a grid without val": (
+        {"data": {"source": "digits", "parts": {"train": 0.8, "test": 0.2}}},
+        DataError,
+        "chosen on",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals_come_before_any_training(case: str, tmp_path: Path) -> None:
+    changes, error, told = REFUSALS[case]
+    with pytest.raises(error, match=told):
+        sweep({**FILE, **changes}, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
