@@ -39,6 +39,18 @@ def error(found: list[Tensor], expected: list[Tensor]) -> float:
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
+def rounding(tuned: nn.Module, found: list[Tensor], *args: Tensor, **inputs: Tensor) -> float:
+    """What the unmerged model's own float32 costs it on this machine: its error against float64.
+
+    Merged and unmerged round independently, so they can't agree better than each of them agrees with the truth: the
+    unmerged to this, the merged to at most twice this.
+    A U-Net's convolutions add up thousands of products a number: 5e-7 with oneDNN's AVX-512, twice that
+    with AVX2.
+    """
+    exact = copy.deepcopy(tuned).double()
+    return error(found, outputs(exact, *(x.double() for x in args), **in_dtype(inputs, torch.float64)))
+
+
 def tuners(model: nn.Module) -> list[str]:
     return [name for name in model.state_dict() if "tuners" in name.split(".")]
 
@@ -70,13 +82,12 @@ def test_merged_computes_the_same_and_unmerged_is_as_before(family: str, method:
     before, expected, plain = bits(tuned), outputs(tuned, **inputs), outputs(model, **inputs)
     assert error(expected, plain) > 1e-3, "the tuners change nothing"
     limit = LIMITS[dtype]
-    if (family, dtype) == ("unet", torch.float32) and method in ("ssf", "mixed"):  # each layer holds it: the next test
-        exact = in_dtype(inputs, torch.float64)
-        limit = max(limit, 2 * error(expected, outputs(copy.deepcopy(tuned).double(), **exact)))
+    if (family, dtype) == ("unet", torch.float32):
+        limit = max(limit, 3 * rounding(tuned, expected, **inputs))
 
     assert tuned.merge() is tuned
     found = outputs(tuned, **inputs)
-    print(f"{family} {method} {dtype}: {error(found, expected):.1e}")
+    print(f"{family} {method} {dtype}: {error(found, expected):.1e}, limit {limit:.1e}")
     assert error(found, expected) <= limit
     assert not tuners(tuned)
     assert same_bits(bits(model), original)
@@ -95,7 +106,7 @@ EVERY_LAYER = {
 
 @pytest.mark.parametrize("method", EVERY_LAYER)
 def test_each_layer_of_a_unet_holds_the_limit_in_float32(method: str) -> None:
-    """A U-Net adds up the roundings of its hundred layers, to 8e-7 with nothing merged; here each stands alone."""
+    """The whole U-Net adds up the roundings of its hundred layers; here each stands alone."""
     model, kinds = build("unet"), (nn.Linear, nn.Conv2d, *((nn.GroupNorm, nn.LayerNorm) if method == "ssf" else ()))
     read: dict[str, Tensor] = {}
     hooks = [
@@ -111,11 +122,12 @@ def test_each_layer_of_a_unet_holds_the_limit_in_float32(method: str) -> None:
     for name, x in layers.values():
         tuned = tuned_on(model.get_submodule(name), (x,), {"train": ["tuners"], "rules": EVERY_LAYER[method]})
         expected = outputs(tuned, x)
-        errors[name] = error(outputs(tuned.merge(), x), expected)
+        limit = max(LIMITS[torch.float32], 3 * rounding(tuned, expected, x))
+        errors[name] = (error(outputs(tuned.merge(), x), expected), limit)
         assert not tuners(tuned)
-    print(f"unet {method}: {len(errors)} layers, {max(errors.values()):.1e}")
+    print(f"unet {method}: {len(errors)} layers, {max(errors.values())}")
     assert len(errors) >= 30
-    assert max(errors.values()) <= LIMITS[torch.float32], errors
+    assert all(found <= limit for found, limit in errors.values()), errors
 
 
 @pytest.mark.parametrize(("family", "method"), CELLS)

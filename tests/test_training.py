@@ -407,7 +407,7 @@ def test_sentences_on_the_command_line(bert: Path, opinions: Path, tmp_path: Pat
 
     checked = ["eval", f"transformers/{bert}", str(tmp_path / "out" / "tuned"), "-d", f"table/{opinions}"]
     again = CliRunner().invoke(cli.app, [*checked, "--recipe", str(recipe)])
-    assert again.exit_code == 0 and again.output.strip() == f"test: {told['accuracy']['test']:.2%}"
+    assert again.exit_code == 0 and again.stdout.strip() == f"test: {told['accuracy']['test']:.2%}"
 
 
 def test_pairs_of_sentences(bert: Path, tmp_path: Path) -> None:
