@@ -237,6 +237,9 @@ def tune(
         str | None, typer.Option(help="Folder of the tokenizer, for sentences; by default the model's own.")
     ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that load data.")] = 0,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Several processes part the weights among them, Block by Block (FSDP2).")
+    ] = False,
 ) -> None:
     """Train MODEL on data by rules and a recipe, and test it.
 
@@ -258,6 +261,7 @@ def tune(
         settings=_settings(change or []),
         tokenizer=words,
         workers=workers,
+        shard=shard,
     )
     print(f"{run}\nsaved in {out}")
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import fxtune
+from fxtune.training.steps import Step, Stepper
 
 RECIPE: dict[str, Any] = {
     "optimizer": {"lr": 0.003},
@@ -28,18 +32,32 @@ def model() -> nn.Module:
     return VisionTransformer(img_size=16, patch_size=4, embed_dim=24, depth=2, num_heads=3).double().eval()
 
 
-def train(rules: str, out: Path, accumulate: int) -> fxtune.Run:
+class Stopped(Exception):
+    """A training ends before its time."""
+
+
+def train(rules: str, out: Path, *, shard: bool = False, stop: int | None = None, **settings: Any) -> fxtune.Run:
+    """Trains, or raises `Stopped` after so many epochs."""
     torch.set_num_threads(1)
-    return fxtune.tune(
-        model(),
-        DATA,
-        rules,
-        out=out,
-        recipe=RECIPE,
-        settings={"accumulate": accumulate},
-        options={"dtype": torch.float64},
-        progress=False,
-    )
+    steps = Stepper.run
+
+    def run(stepper: Stepper, start: int, end: int) -> Iterator[Step]:
+        if stop is not None and start >= stop * stepper.order.steps:
+            raise Stopped
+        return steps(stepper, start, end)
+
+    with mock.patch.object(Stepper, "run", run):
+        return fxtune.tune(
+            model(),
+            DATA,
+            rules,
+            out=out,
+            recipe=RECIPE,
+            settings=settings,
+            options={"dtype": torch.float64},
+            shard=shard,
+            progress=False,
+        )
 
 
 def losses(out: Path) -> list[float]:
@@ -49,4 +67,6 @@ def losses(out: Path) -> list[float]:
 
 
 if __name__ == "__main__":
-    train(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    for rules, out, options in json.loads(sys.argv[1]):
+        with contextlib.suppress(Stopped):
+            train(rules, Path(out), **options)

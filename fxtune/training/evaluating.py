@@ -90,7 +90,9 @@ def accelerator() -> Any:
 
 
 def _batches(samples: int, size: int, processes: Any) -> Iterator[list[Key]]:
-    """This process's share of the samples, in batches."""
+    """This process's share of the samples, in batches: as many as any other has, the last of nothing that counts
+    where there is nothing left."""
     own = range(processes.process_index, samples, processes.num_processes)
-    for start in range(0, len(own), size):
-        yield [Key(0, index) for index in own[start : start + size]]
+    most = -(-samples // processes.num_processes)
+    for start in range(0, most, size):
+        yield [Key(0, index) for index in own[start : start + size]] or [Key(0, 0, counts=False)]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from fxtune.errors import CheckpointError
 from fxtune.saving import read_tensors, write_tensors
+from fxtune.training.layout import Layout, laid_out, whole
 from fxtune.tuned import TunedModel, own_tensors
 
 FILE = "state.safetensors"
@@ -43,15 +44,23 @@ class Standing(BaseModel):
     unreadable: tuple[str, ...] = ()
 
 
-def write_state(folder: Path, standing: Standing, tuned: TunedModel, optimizer: torch.optim.Optimizer) -> None:
-    """Writes the state.
+def state_tensors(layout: Layout, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and moments, whole. All processes call it, once the layout has gathered the weights."""
+    tuned = layout.tuned
+    tensors = {f"{_MODEL}{name}": tensor for name, tensor in own_tensors(tuned, tuned.strip()).items()}
+    for name, parameter in layout.weights().items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                tensors[f"{_OPTIMIZER}{name}/{key}"] = whole(torch.as_tensor(value))
+    return tensors
+
+
+def write_state(folder: Path, standing: Standing, tensors: Mapping[str, Tensor]) -> None:
+    """Writes the state, of `state_tensors`.
 
     Raises:
         CheckpointError: it can't be written.
     """
-    tensors = {f"{_MODEL}{name}": tensor for name, tensor in own_tensors(tuned, tuned.strip()).items()}
-    for name, moments in _moments(tuned, optimizer).items():
-        tensors |= {f"{_OPTIMIZER}{name}/{key}": value for key, value in moments.items()}
     _write(folder / FILE, tensors, {"standing": standing.model_dump_json()})
 
 
@@ -92,30 +101,24 @@ def read_state(folder: Path, training: Mapping[str, Any]) -> tuple[Standing, dic
     return standing, tensors
 
 
-def put_state(tensors: Mapping[str, Tensor], tuned: TunedModel, optimizer: torch.optim.Optimizer) -> None:
-    """Puts weights and moments back, bit for bit."""
-    weights = {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
-    put_weights(tuned, weights)
-    parameters = dict(tuned.named_parameters())
+def put_state(tensors: Mapping[str, Tensor], layout: Layout, optimizer: torch.optim.Optimizer) -> None:
+    """Puts weights and moments back, bit for bit. All processes call it."""
+    put_weights(
+        layout.tuned, {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
+    )
+    layout.spread()
+    parameters = layout.weights()
     for key, value in tensors.items():
         if key.startswith(_OPTIMIZER):
             name, _, moment = key.removeprefix(_OPTIMIZER).rpartition("/")
             # Steps are counted on the CPU, whatever the device of the weights.
-            device = "cpu" if value.ndim == 0 else parameters[name].device
-            optimizer.state[parameters[name]][moment] = value.to(device)
+            like = value if value.ndim == 0 else parameters[name]
+            optimizer.state[parameters[name]][moment] = laid_out(value, like)
 
 
 def put_weights(tuned: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Puts what `write_weights` wrote back in its place."""
     tuned.load_state_dict(dict(weights), strict=False)
-
-
-def _moments(tuned: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    return {
-        name: {key: torch.as_tensor(value) for key, value in optimizer.state[parameter].items() if value is not None}
-        for name, parameter in tuned.named_parameters()
-        if parameter in optimizer.state
-    }
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:

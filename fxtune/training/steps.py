@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from fxtune.data import Split
 from fxtune.recipes import Optimizer, Recipe
+from fxtune.training.layout import Layout
 from fxtune.training.objective import Objective
 from fxtune.training.order import Order, Pieces, seed_of
 from fxtune.training.preparing import Batch, Preparation, Prepared, dtype_of
@@ -41,7 +42,7 @@ class Stepper:
     """Takes the steps of a training, one after the other.
 
     Args:
-        tuned: what trains.
+        layout: where the weights lie.
         optimizer: over its weights; each group has its highest learning rate at first.
         split: what it is trained on.
         preparation: what that needs.
@@ -53,7 +54,7 @@ class Stepper:
 
     def __init__(
         self,
-        tuned: TunedModel,
+        layout: Layout,
         optimizer: torch.optim.Optimizer,
         split: Split,
         preparation: Preparation,
@@ -62,13 +63,12 @@ class Stepper:
         processes: Any,
         workers: int = 0,
     ) -> None:
-        self.tuned, self.optimizer, self.recipe, self.objective = tuned, optimizer, recipe, objective
+        self.layout, self.optimizer, self.recipe, self.objective = layout, optimizer, recipe, objective
         self.processes, self.workers = processes, workers
         self.prepared = Prepared(split, preparation, recipe.seed, training=True)
         self.order = Order(len(split), recipe.batch, seed_of("data", recipe.seed))
         self.steps = recipe.epochs * self.order.steps
-        self._model: nn.Module = processes.prepare_model(tuned)
-        self._dtype = dtype_of(tuned)
+        self._dtype = dtype_of(layout.tuned)
         self._highest = [float(group["lr"]) for group in optimizer.param_groups]
 
     def run(self, start: int, stop: int) -> Iterator[Step]:
@@ -89,12 +89,12 @@ class Stepper:
         # The noise of dropout hangs on the step alone, so that a training can go on anywhere.
         torch.manual_seed(seed_of("step", self.recipe.seed, step, self.processes.process_index))
         count = len(self.order.keys(step))
-        self._model.train()
+        self.layout.computing.train()
         found = []
         for i, piece in enumerate(pieces):
-            with self._together(last=i == len(pieces) - 1), self._precision():
+            with self.layout.exchanging(i == len(pieces) - 1), self._precision():
                 batch = piece.to(self.processes.device, self._dtype)
-                each = self.objective.losses(self._model, batch)
+                each = self.objective.losses(self.layout.computing, batch)
                 loss = (each * batch.weights).sum() / count
             found.append(loss.detach())
             if not math.isfinite(self._summed(found)):
@@ -102,7 +102,7 @@ class Stepper:
             if i == 0:
                 self.optimizer.zero_grad(set_to_none=True)
             # Processes' gradients are averaged, and each loss is already a share of the whole one.
-            with self._together(last=i == len(pieces) - 1):
+            with self.layout.exchanging(i == len(pieces) - 1):
                 (loss * self.processes.num_processes).backward()
         if self.recipe.clip is not None:
             torch.nn.utils.clip_grad_norm_(self._trained(), self.recipe.clip)
@@ -115,20 +115,13 @@ class Stepper:
     def _diverged(self, step: int, loss: torch.Tensor, lr: float) -> None:
         if step == 0:
             loss.backward()  # type: ignore[no-untyped-call]
-        raise diverged(self.tuned, step + 1, float(loss.detach()), lr, self.recipe.optimizer.lr / 10)
+        raise diverged(self.layout.trained, step + 1, float(loss.detach()), lr, self.recipe.optimizer.lr / 10)
 
     def _set_rate(self, step: int) -> float:
         by = factor(self.recipe.schedule, step, self.steps, self.order.steps)
         for group, highest in zip(self.optimizer.param_groups, self._highest, strict=True):
             group["lr"] = highest * by
         return max(float(group["lr"]) for group in self.optimizer.param_groups)
-
-    def _together(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Processes exchange gradients with the last piece of a step only."""
-        found: contextlib.AbstractContextManager[Any] = (
-            contextlib.nullcontext() if last else self.processes.no_sync(self._model)
-        )
-        return found
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         if self.recipe.precision == "float32":

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fxtune.errors import TrainingError
+from fxtune.training.layout import whole
 
 TOLD = 5
 """So many of the largest gradients are named."""
@@ -24,13 +25,13 @@ def diverged(model: nn.Module, step: int, loss: float, lr: float, smallest_lr: f
         smallest_lr: what to try.
     """
     norms = {
-        name: float(torch.linalg.vector_norm(parameter.grad.float()))
+        name: float(torch.linalg.vector_norm(whole(parameter.grad).float()))
         for name, parameter in model.named_parameters()
         if parameter.grad is not None
     }
     # NaN first, then the largest.
     largest = sorted(norms, key=lambda name: math.inf if math.isnan(norms[name]) else norms[name], reverse=True)[:TOLD]
-    broken = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    broken = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(whole(weight)).all())]
     found = (
         "largest gradients: " + ", ".join(f"{name} {norms[name]:.2g}" for name in largest) if norms else "no gradients"
     )

@@ -21,11 +21,20 @@ from fxtune.recipes import Recipe, RecipeLike, load_recipe
 from fxtune.saving import read_tensors
 from fxtune.training.denoising import NoisePrediction, OfCaptions, denoised, part_of
 from fxtune.training.evaluating import accelerator, accepts_of, measured
+from fxtune.training.layout import layout_of
 from fxtune.training.objective import Classification
 from fxtune.training.preparing import Tokenizer, preparation
 from fxtune.training.record import Record
 from fxtune.training.run import BEST, TUNED, Run, write_result
-from fxtune.training.state import Standing, put_state, put_weights, read_state, write_state, write_weights
+from fxtune.training.state import (
+    Standing,
+    put_state,
+    put_weights,
+    read_state,
+    state_tensors,
+    write_state,
+    write_weights,
+)
 from fxtune.training.steps import Stepper, optimizer_of
 from fxtune.tuned import TunedModel
 
@@ -41,6 +50,7 @@ def tune(
     tokenizer: Tokenizer | None = None,
     options: Mapping[str, Any] | None = None,
     workers: int = 0,
+    shard: bool = False,
     progress: bool = True,
 ) -> Run:
     """Trains a model on data by a recipe, and tests it.
@@ -68,6 +78,8 @@ def tune(
         tokenizer: for sentences.
         options: further arguments of `fxtune.apply`.
         workers: processes that load data beside each training one.
+        shard: whether several processes part the weights among them (FSDP2, each Block by itself) instead of each
+            holding all; what comes of it is the same.
         progress: whether a terminal shows how far it is.
 
     Raises:
@@ -83,18 +95,18 @@ def tune(
     pipeline = _pipeline(model) if known.kind == "captions" else None
     plain = pipeline.components[denoised(pipeline)] if pipeline is not None else model
     tuned = _tuned(plain, rules, known, how, options)
-    tuned.to(processes.device)
     if how.checkpointing:
         tuned.gradient_checkpointing_enable()
-    optimizer, train = optimizer_of(tuned, how.optimizer), known.split("train")
     described = _described(tuned, known, how, rules)
+    layout = layout_of(tuned, processes, shard=shard)
+    optimizer = optimizer_of(layout.trained, how.optimizer)
     if pipeline is not None:
         prepared: Any = OfCaptions(how, part_of(pipeline, "tokenizer"))
         objective: Any = NoisePrediction(pipeline, processes.device)
     else:
         prepared = preparation(known, how, tokenizer, accepts_of(tuned))
         objective = Classification(len(known.classes), how.smoothing)
-    stepper = Stepper(tuned, optimizer, train, prepared, objective, how, processes, workers)
+    stepper = Stepper(layout, optimizer, known.split("train"), prepared, objective, how, processes, workers)
 
     folder = Path(out)
     standing = _begun(folder, described, stepper)
@@ -156,7 +168,7 @@ def _begun(folder: Path, described: Mapping[str, Any], stepper: Stepper) -> Stan
     if found is None:
         return Standing(training=json.loads(json.dumps(described)))
     standing, tensors = found
-    put_state(tensors, stepper.tuned, stepper.optimizer)
+    put_state(tensors, stepper.layout, stepper.optimizer)
     return standing
 
 
@@ -174,6 +186,7 @@ def _epochs(
             unreadable += step.unreadable
             if record is not None:
                 record.add(number, epoch=epoch + 1, loss=step.loss, lr=step.lr)
+        stepper.layout.gather()
         changes: dict[str, Any] = {"step": (epoch + 1) * each, "unreadable": _of_all(unreadable)}
         if "val" in data.splits:
             reached = _measured(stepper, data, "val")
@@ -183,10 +196,11 @@ def _epochs(
             if stepper.objective.better(reached, standing.best):
                 changes |= {"best": reached, "best_epoch": epoch + 1}
                 if record is not None:
-                    write_weights(folder / BEST, stepper.tuned)
+                    write_weights(folder / BEST, stepper.layout.tuned)
         standing = standing.model_copy(update=changes)
+        tensors = state_tensors(stepper.layout, stepper.optimizer)
         if record is not None:
-            write_state(folder, standing, stepper.tuned, stepper.optimizer)
+            write_state(folder, standing, tensors)
         stepper.processes.wait_for_everyone()
     return standing
 
@@ -208,7 +222,7 @@ def _of_all(unreadable: list[str]) -> tuple[str, ...]:
 
 def _measured(stepper: Stepper, data: Data, split: str) -> float:
     return measured(
-        stepper.tuned,
+        stepper.layout.trained,
         data,
         split,
         stepper.prepared.preparation,
@@ -221,9 +235,10 @@ def _measured(stepper: Stepper, data: Data, split: str) -> float:
 
 def _ended(stepper: Stepper, data: Data, folder: Path, standing: Standing, record: Record | None, pipeline: Any) -> Run:
     """The weights of the best epoch, tested and written."""
-    tuned = stepper.tuned
+    tuned = stepper.layout.tuned
     if standing.best_epoch is not None:
         put_weights(tuned, read_tensors(folder / BEST)[1])
+        stepper.layout.spread()
     tuned.eval()
     run = Run(
         folder=folder,

@@ -4,6 +4,7 @@ In order: `structural_twin` of the model, `replace_head` on the twin if there is
 twin, then (in other rooms) matching, planning and rewriting, then `TunedModel` with a `Report`.
 """
 
+from fxtune.tuned.blocks import blocks_of
 from fxtune.tuned.head import replace_head
 from fxtune.tuned.loader import loads
 from fxtune.tuned.model import TunedModel
@@ -21,6 +22,7 @@ __all__ = [
     "Report",
     "RuleOutcome",
     "TunedModel",
+    "blocks_of",
     "computing_with",
     "first_units",
     "is_tuners",
