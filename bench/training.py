@@ -1,4 +1,5 @@
-"""A training step on ViT-B/16: the unbound prefix against its original form, LoRA against PEFT's, `optimize=True`."""
+"""A training step on ViT-B/16: the unbound prefix against its original form, LoRA and tri_res against PEFT's LoRA,
+tri_res against the same written by hand, `optimize=True`."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import timm
 import torch
 from torch import nn
 
+import by_hand
 import fxtune
 from timing import paired
 
@@ -41,12 +43,31 @@ def measure(rounds: int) -> Iterator[dict[str, Any]]:
     theirs = peft.get_peft_model(_vit(), config)
     yield _row("lora: fxtune over PEFT", theirs, fxtune.apply(_vit(), LORA), rounds, 1.02)
     plain = fxtune.apply(_vit(), "tri_res", num_classes=100)
+    yield _row("tri_res over PEFT's LoRA of as many weights", _peft_like(plain), plain, rounds, 1.02)
+    yield _row("tri_res over the same written by hand", _by_hand(plain), plain, rounds, 1.02)
     optimized = fxtune.apply(_vit(), "tri_res", num_classes=100, optimize=True)
     yield _row("tri_res: optimized over plain", plain, optimized, rounds, 0.96)
 
 
 def _vit() -> nn.Module:
     return timm.create_model("vit_base_patch16_224").train()
+
+
+def _peft_like(tuned: nn.Module) -> nn.Module:
+    """PEFT's LoRA at the cheapest place, the fused projection, with as many weights: a rank of 16 on ViT-B/16."""
+    model = timm.create_model("vit_base_patch16_224", num_classes=100)
+    config = peft.LoraConfig(r=16, lora_alpha=16, target_modules=["qkv"], lora_dropout=0.0, modules_to_save=["head"])
+    theirs = peft.get_peft_model(model, config).train()
+    counts = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in (theirs, tuned)]
+    assert 0.95 < counts[0] / counts[1] < 1.05, counts
+    return theirs
+
+
+def _by_hand(tuned: nn.Module) -> nn.Module:
+    model, images = by_hand.tri_res(tuned.state_dict(), 100), torch.randn(BATCH, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), tuned(images))
+    return model
 
 
 def _row(what: str, first: nn.Module, second: nn.Module, rounds: int, at_most: float) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fxtune import cli
-from fxtune.errors import DataError, FxtuneError, RuleError, SourceError
+from fxtune.errors import DataError, FxtuneError, RuleError, SourceError, TrainingError
 from fxtune.sweeping import Sweep, Swept, sweep
 from fxtune.sweeping.cells import Cell, cells
 from fxtune.sweeping.table import chosen
@@ -26,13 +28,34 @@ FILE: dict[str, Any] = {
     "recipe": {"optimizer": {"lr": 0.01}, "epochs": 3, "batch": 20, "images": {"size": 16, "crop": "none"}},
     "rules": ["linear", ["lora", "bitfit"]],
     "seeds": [0, 1],
-    "grid": {"optimizer.lr": [0.01, 1e30]},
+    "grid": {"optimizer.lr": [0.01, 3e36]},
 }
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Swept:
     return sweep(FILE, tmp_path_factory.mktemp("sweep"), processes=2, progress=False)
+
+
+def test_every_training_is_in_the_table(swept: Swept) -> None:
+    assert [row.method for row in swept.rows] == ["linear", "lora + bitfit"]
+    table = (swept.folder / "table.md").read_text()
+    for row in swept.rows:
+        place = swept.folder / row.method / "optimizer.lr=0.01"
+        told = [json.loads((place / f"seed {seed}" / "run.json").read_text()) for seed in (0, 1)]
+        scores = [each["accuracy"]["test"] for each in told]
+        assert row.scores == tuple(scores) and row.settings == {"optimizer.lr": 0.01} and row.diverged == 2
+        assert row.trained_weights == told[0]["trained_weights"] == told[1]["trained_weights"] > 0
+        assert f"| {row.method} | {100 * statistics.mean(scores):.2f} ± {100 * statistics.stdev(scores):.2f} %" in table
+        assert row.saved_bytes is not None and row.saved_bytes > 0
+    written = json.loads((swept.folder / "results.json").read_text())["rows"]
+    assert written == json.loads(json.dumps([row.to_dict() for row in swept.rows]))
+
+
+def test_where_all_diverge_there_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="every training"):
+        sweep({**FILE, "rules": ["linear"], "grid": {"optimizer.lr": [3e36]}, "seeds": [0]}, tmp_path, progress=False)
+    assert not (tmp_path / "table.md").exists()
 
 
 def test_plots_are_pictures(swept: Swept) -> None:

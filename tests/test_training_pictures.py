@@ -35,8 +35,8 @@ SIZE = 32
 RECIPE = {
     "optimizer": {"lr": 0.02, "weight_decay": 0.0},
     "schedule": {"shape": "cosine"},
-    "epochs": 30,
-    "batch": 5,
+    "epochs": 40,
+    "batch": 10,
     "images": {"size": SIZE, "crop": "center", "border": 1, "flip": False, "mean": [0.5] * 3, "std": [0.5] * 3},
 }
 
@@ -52,10 +52,11 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def pipeline_of(tokenizer: Any, **schedule: Any) -> StableDiffusionPipeline:
-    """A latent diffusion pipeline of 60,000 weights."""
+    """A small latent diffusion pipeline. Its last convolution stays as it was drawn, so that a bypass needs some
+    channels before it to read the noise from: with 16 of them it comes to 0.6 of the loss, with 32 to 0.4."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, attention_head_dim=4,
+        sample_size=8, block_out_channels=(32, 32), layers_per_block=1, norm_num_groups=4, attention_head_dim=4,
         cross_attention_dim=16, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )  # fmt: skip
@@ -108,7 +109,7 @@ def loss_of(pipeline: Any, model: Any, data: Data) -> float:
         return float(torch.cat([objective.losses(model, batch) for batch in batches(data, pipeline)]).mean())
 
 
-@pytest.mark.parametrize(("rules", "epochs"), [("tri_res", 35)])
+@pytest.mark.parametrize(("rules", "epochs"), [("tri_res", 20), ("res_bypass", 60)])
 def test_the_conditional_loss_falls_to_half_and_the_pipeline_samples(
     rules: str, epochs: int, tokenizer: Any, captioned: Data, tmp_path: Path
 ) -> None:

@@ -125,7 +125,7 @@ def _train(asked: Sweep, todo: list[Cell], folder: Path, processes: int | None, 
     count = min(processes or processors, max(1, len(todo)))
     threads = max(1, processors // count)
     # A process of its own for each, which forgets all when it ends: that a cell ran before another changes nothing.
-    with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(count, _processes(), max_tasks_per_child=1) as pool:
         running = [pool.submit(train, asked, cell, folder, threads) for cell in todo]
         try:
             ended = as_completed(running)
@@ -134,6 +134,15 @@ def _train(asked: Sweep, todo: list[Cell], folder: Path, processes: int | None, 
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _processes() -> Any:
+    """How processes are started: where the system can, from one that has imported all that they need."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fxtune.sweeping.cells", "accelerate", "torchmetrics.classification"])
+    return context
 
 
 def _saved(asked: Sweep, rules: str | list[str], data: Data) -> int | None:

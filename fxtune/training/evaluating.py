@@ -76,7 +76,7 @@ def measured(
                 objective.update(metric, model, batch.to(device, dtype_of(model)), samples.among)
     finally:
         model.train(was_training)
-    return float(metric.compute())
+    return objective.result(metric)
 
 
 def accepts_of(model: nn.Module) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxtune.errors import InputError
+from fxtune.errors import DataError, InputError
 from fxtune.libraries import library
 from fxtune.training.preparing import Batch
 
@@ -45,6 +45,10 @@ class Objective(ABC):
             among: the classes that an answer is chosen from; None for all.
         """
 
+    @abstractmethod
+    def result(self, metric: Any) -> float:
+        """What it has come to over all batches and processes."""
+
     def better(self, found: float, best: float | None) -> bool:
         """Whether a measure is better than the best so far."""
         return best is None or (found > best if self.higher else found < best)
@@ -71,11 +75,17 @@ class Classification(Objective):
 
     def metric(self) -> Any:
         torchmetrics = library("torchmetrics.classification", what="Evaluation", extra="train")
-        return torchmetrics.MulticlassAccuracy(self.classes, average="micro")
+        return torchmetrics.MulticlassStatScores(self.classes, average="micro")
 
     def update(self, metric: Any, model: nn.Module, batch: Batch, among: Sequence[int] | None) -> None:
         found, counts = answers(self._logits(model, batch), among), batch.weights > 0
         metric.update(found[counts], batch.labels[counts])
+
+    def result(self, metric: Any) -> float:
+        right, _, _, wrong, _ = metric.compute().tolist()  # counts: torchmetrics' own accuracy is rounded to float32
+        if not right + wrong:
+            raise DataError("accuracy is a share of something", found="no sample that could be decoded")
+        return float(right / (right + wrong))
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the model answers, B x classes.

@@ -157,7 +157,7 @@ class Prepared(Dataset[Item]):
         sample = self.split[key.sample]
         label = -1 if sample.label is None else sample.label
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of("augmentation", self.seed, key.epoch, key.sample))
+            torch.manual_seed(seed_of("augmentation" if self.training else "test", self.seed, key.epoch, key.sample))
             try:
                 return Item(self.preparation.value(sample, self.training), label, float(key.counts))
             except DataError as error:
