@@ -31,6 +31,8 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         UntunedCallError,
     )
+    from fxtune.sampling.distance import fid
+    from fxtune.sampling.sample import sample
     from fxtune.searching import Found, Supernet
     from fxtune.searching.search import search
     from fxtune.sweeping import Swept
@@ -75,12 +77,14 @@ __all__ = [
     "apply",
     "capture",
     "evaluate",
+    "fid",
     "inspect",
     "load",
     "load_data",
     "memory",
     "methods",
     "multitask",
+    "sample",
     "search",
     "sweep",
     "tune",
@@ -103,12 +107,14 @@ _HOME = {
     "apply": "fxtune.api",
     "capture": "fxtune.tracing",
     "evaluate": "fxtune.training",
+    "fid": "fxtune.sampling",
     "inspect": "fxtune.api",
     "load": "fxtune.api",
     "load_data": "fxtune.data",
     "memory": "fxtune.accounting",
     "methods": "fxtune.api",
     "multitask": "fxtune.tasks",
+    "sample": "fxtune.sampling",
     "search": "fxtune.searching",
     "sweep": "fxtune.sweeping",
     "tune": "fxtune.training",

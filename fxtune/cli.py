@@ -1,5 +1,6 @@
 """The command line: ``fxtune methods``, ``fxtune inspect MODEL``, ``fxtune memory MODEL``, ``fxtune verify MODEL``,
-``fxtune search FUNCTION``, ``fxtune tune MODEL``, ``fxtune eval MODEL``, ``fxtune sweep FILE``,
+``fxtune search FUNCTION``, ``fxtune tune MODEL``, ``fxtune eval MODEL``,
+``fxtune sample PIPELINE``, ``fxtune sweep FILE``,
 ``fxtune recipes``, ``fxtune schema``.
 
 Nothing heavy is imported at the top: ``fxtune --help`` and ``fxtune methods`` run without torch.
@@ -288,6 +289,34 @@ def evaluate(
     words = training.tokenizer_of(tokenizer or model) if known.kind == "texts" else None
     tuned = api.load(names.resolve(model), checkpoint)
     print(f"{split}: {training.evaluate(tuned, known, split=split, recipe=how, tokenizer=words):.2%}")
+
+
+@app.command()
+def sample(
+    pipeline: Annotated[
+        str, typer.Argument(help="diffusers/PATH of a folder that `save_pretrained` wrote.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the images.")],
+    caption: Annotated[list[str], typer.Option("--caption", "-c", help="What is drawn; may be repeated.")],
+    tuned: Annotated[
+        Path | None, typer.Option(help="What `fxtune tune` left in OUT/tuned; none for the plain model.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="Images of each caption.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Of the sampler.")] = 50,
+    guidance: Annotated[float, typer.Option(help="How much the caption is exaggerated.")] = 7.5,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 1,
+) -> None:
+    """Draw images with PIPELINE, tuned or not."""
+    from fxtune import api, names, sampling
+    from fxtune.training import denoised, with_model
+
+    made = names.pipeline(pipeline)
+    if tuned is not None:
+        made = with_model(made, api.load(made.components[denoised(made)], tuned))
+    captions = [each for each in caption for _ in range(count)]
+    files = sampling.sample(made, captions, out, steps=steps, guidance=guidance, seed=seed, batch=batch)
+    print(f"{len(files)} images in {out}")
 
 
 @app.command()

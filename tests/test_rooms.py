@@ -48,6 +48,7 @@ ROOMS = [
     "data",
     "recipes",
     "training",
+    "sampling",
     "sweeping",
     "testing",
     "cli",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from typer.testing import CliRunner
 
 import fxtune
@@ -23,6 +21,7 @@ from fxtune.recipes import load_recipe
 from fxtune.training.denoising import NoisePrediction, OfCaptions, denoised
 from fxtune.training.order import Key
 from fxtune.training.preparing import Batch, Prepared
+from small_pipelines import SIZE, pipeline_of, tokenizer_in
 
 COLOURS = {
     "red": (230, 30, 30),
@@ -31,7 +30,6 @@ COLOURS = {
     "grey": (128, 128, 128),
     "sun": (240, 220, 40),
 }
-SIZE = 32
 RECIPE = {
     "optimizer": {"lr": 0.02, "weight_decay": 0.0},
     "schedule": {"shape": "cosine"},
@@ -43,35 +41,7 @@ RECIPE = {
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("words")
-    letters = [*"abcdefghijklmnopqrstuvwxyz", *(f"{c}</w>" for c in "abcdefghijklmnopqrstuvwxyz")]
-    words = [*letters, "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
-
-
-def pipeline_of(tokenizer: Any, **schedule: Any) -> StableDiffusionPipeline:
-    """A small latent diffusion pipeline. Its last convolution stays as it was drawn, so that a bypass needs some
-    channels before it to read the noise from: with 16 of them it comes to 0.6 of the loss, with 32 to 0.4."""
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(32, 32), layers_per_block=1, norm_num_groups=4, attention_head_dim=4,
-        cross_attention_dim=16, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8, 8), norm_num_groups=4, latent_channels=4, sample_size=SIZE,
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-    )  # fmt: skip
-    text = CLIPTextModel(
-        CLIPTextConfig(vocab_size=54, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-                       max_position_embeddings=16, eos_token_id=53, bos_token_id=52)
-    )  # fmt: skip
-    return StableDiffusionPipeline(
-        vae.eval(), text.eval(), tokenizer, unet.eval(),
-        PNDMScheduler(skip_prk_steps=True, steps_offset=1, **schedule), None, None, requires_safety_checker=False,
-    )  # fmt: skip
+    return tokenizer_in(tmp_path_factory.mktemp("words"))
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from fxtune.training.denoising import denoised, with_model
 from fxtune.training.evaluating import evaluate
+from fxtune.training.order import seed_of
 from fxtune.training.run import Run
 from fxtune.training.tokenizing import tokenizer_of
 from fxtune.training.tune import tune
 
-__all__ = ["Run", "evaluate", "tokenizer_of", "tune"]
+__all__ = ["Run", "denoised", "evaluate", "seed_of", "tokenizer_of", "tune", "with_model"]

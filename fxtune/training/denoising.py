@@ -36,6 +36,11 @@ def denoised(pipeline: Any) -> str:
     return found[0]
 
 
+def with_model(pipeline: Any, model: nn.Module, **others: Any) -> Any:
+    """A pipeline of the same parts with another model that predicts noise, and other parts by name."""
+    return type(pipeline)(**{**pipeline.components, denoised(pipeline): model, **others})
+
+
 class OfCaptions(Preparation):
     """Images from -1 to 1, and the token ids of their captions; the noise is drawn later, from a sample's seed."""
 

@@ -19,7 +19,7 @@ from fxtune.names import pipeline as pipeline_called
 from fxtune.progress import progress as with_bar
 from fxtune.recipes import Recipe, RecipeLike, load_recipe
 from fxtune.saving import read_tensors
-from fxtune.training.denoising import NoisePrediction, OfCaptions, denoised, part_of
+from fxtune.training.denoising import NoisePrediction, OfCaptions, denoised, part_of, with_model
 from fxtune.training.evaluating import accelerator, accepts_of, measured
 from fxtune.training.layout import layout_of
 from fxtune.training.objective import Classification
@@ -249,7 +249,7 @@ def _ended(stepper: Stepper, data: Data, folder: Path, standing: Standing, recor
         best_epoch=standing.best_epoch,
         trained_weights=sum(weight.numel() for weight in tuned.parameters() if weight.requires_grad),
         unreadable=standing.unreadable,
-        pipeline=None if pipeline is None else type(pipeline)(**{**pipeline.components, denoised(pipeline): tuned}),
+        pipeline=None if pipeline is None else with_model(pipeline, tuned),
     )
     if record is not None:
         tuned.save(folder / TUNED)

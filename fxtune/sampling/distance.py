@@ -1,0 +1,68 @@
+"""How near drawn images are to real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxtune.data import Data, DataLike, load_data
+from fxtune.errors import DataError
+from fxtune.libraries import library
+from fxtune.progress import progress as with_bar
+
+
+def fid(
+    drawn: DataLike | Data,
+    real: DataLike | Data,
+    *,
+    features: nn.Module | int = 2048,
+    split: str = "train",
+    progress: bool = True,
+) -> float:
+    """The Fréchet distance of two sets of images in a network's features (FID: Heusel et al., NeurIPS 2017).
+
+    Args:
+        drawn: images, as `load_data` takes them: ``captions/out/drawn``.
+        real: others.
+        features: which layer of Inception v3 torchmetrics computes them with (2048 is FID's; its weights are
+            downloaded, by the package torch-fidelity), or a module of your own: images, B x 3 x H x W in uint8, to
+            B x D.
+        split: of either.
+        progress: whether a terminal shows how far it is.
+
+    Returns:
+        The distance, 0 at least; of two images a side at least. What is told of fewer than some thousand is noise.
+
+    Raises:
+        DataError: fewer than two images, or the features can't be had.
+    """
+    metrics = library("torchmetrics.image.fid", what="The distance of images", extra="train")
+    try:
+        metric = metrics.FrechetInceptionDistance(feature=features)
+    except (ModuleNotFoundError, OSError) as error:
+        raise DataError(
+            "the features of Inception v3 can't be had",
+            found=str(error),
+            fix="pip install torch-fidelity, which downloads the weights; or pass a module: features=...",
+        ) from None
+    metric.set_dtype(torch.float64)
+    transforms = library("torchvision.transforms.v2.functional", what="The distance of images", extra="train")
+    for data, is_real in ((drawn, False), (real, True)):
+        known = data if isinstance(data, Data) else load_data(data)
+        samples = known.split(split)
+        if len(samples) < 2 or known.kind == "texts":
+            raise DataError(
+                "the distance of images needs two of them at least",
+                found=f"{len(samples)} {known.kind}",
+                where=known.source,
+            )
+        pictures: Iterable[Any] = with_bar(samples, known.source, len(samples)) if progress else samples
+        with torch.no_grad():
+            for one in pictures:
+                assert one.picture is not None
+                # One at a time: images may have any size.
+                metric.update(transforms.pil_to_tensor(one.picture()).unsqueeze(0), real=is_real)
+    return float(metric.compute())
