@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import fxtune
 from families import FAMILIES, awake
 from fxtune.digests import digest_of
+from fxtune.tuned import one_capture
 
 
 @torch.no_grad()
@@ -50,9 +51,10 @@ class Elsewhere:
 def _answer() -> None:
     torch.set_num_threads(int(sys.argv[1]))
     torch.manual_seed(12345)
-    for line in sys.stdin:
-        family, folder = json.loads(line)
-        print(json.dumps(digests(fxtune.load(awake(family), folder), family)), flush=True)
+    with one_capture():
+        for line in sys.stdin:
+            family, folder = json.loads(line)
+            print(json.dumps(digests(fxtune.load(awake(family), folder), family)), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import fxtune
 from elsewhere import Elsewhere, digests
 from families import FAMILIES, awake
 from fxtune import rules
+from fxtune.tuned import one_capture
 
 SHIPPED = {rule_set.name for rule_set in rules.shipped()} - {"lst"} | {"lst at 1/4"}
 SINGLE = {name for name in SHIPPED if name.startswith("single")}
@@ -56,8 +57,10 @@ CELLS = [(family, method) for family, methods in MUST_APPLY.items() for method i
 
 @pytest.fixture(scope="module")
 def elsewhere() -> Iterator[Elsewhere]:
+    """Here as there each family is captured once, for all of its methods: nearly all of the time goes there."""
     started = Elsewhere()
-    yield started
+    with one_capture():
+        yield started
     started.close()
 
 

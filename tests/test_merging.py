@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,17 @@ import fxtune
 from effort import examples
 from families import FAMILIES, build, tuned_on
 from form_models import awake
-from fxtune.tuned import TunedModel
+from fxtune.tuned import TunedModel, one_capture
 
 LIMITS = {torch.float64: 1e-12, torch.float32: 1e-6}
 """Merged against unmerged, relative to the largest output."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def captured_once() -> Iterator[None]:
+    """A model that is built again is not captured again: nearly all of the time would go there."""
+    with one_capture():
+        yield
 
 
 def outputs(model: nn.Module, *args: Any, **kwargs: Any) -> list[Tensor]:

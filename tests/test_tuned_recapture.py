@@ -77,3 +77,17 @@ def test_nothing_is_kept_afterwards(captures: mock.Mock) -> None:
         fxtune.apply(model, "dual_res", example_inputs=inputs)
     fxtune.apply(model, "dual_res", example_inputs=inputs)
     assert captures.call_count == 2
+
+
+def test_other_inputs_are_another_capture(captures: mock.Mock) -> None:
+    """Those of `apply`, and those that a tuned model meets."""
+    layer, rules = nn.Linear(4, 3), {"rules": [{"at": "linear", "insert": {"lora": {"rank": 2}}}]}
+    rows, batches = torch.randn(5, 4), torch.randn(2, 5, 4)
+    with one_capture():
+        for x in (rows, batches, rows[:3]):
+            assert torch.equal(fxtune.apply(layer, rules, example_inputs=(x,))(x), layer(x))
+        assert captures.call_count == 2
+        tuned = fxtune.apply(layer, rules, example_inputs=(rows,))
+        for x in (rows, batches, rows):
+            assert torch.equal(tuned(x), layer(x))
+    assert captures.call_count == 2

@@ -49,7 +49,7 @@ def observed_capture(
     Returns:
         The graph, and the paths of the modules that were called, those included that the graph dissolves.
     """
-    kept = kept_for(twin) if method == "forward" else None
+    kept = kept_for(twin, example_inputs) if method == "forward" else None
     if kept is not None:
         return kept
     with (

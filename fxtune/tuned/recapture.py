@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from fxtune.tracing import Region
+from fxtune.tracing import Region, call_inputs
 from fxtune.tuned.twin import structural_twin
 
 
@@ -31,8 +31,7 @@ _kept: ContextVar[list[Kept] | None] = ContextVar("kept", default=None)
 def one_capture() -> Iterator[None]:
     """While on, `apply` captures a model once and copies the capture from then on.
 
-    For calls with one model and the same example inputs: capturing is nearly all of their time. Another head is
-    another capture.
+    Capturing is nearly all of its time. Another head, or inputs that the graph is not right for, are another capture.
     """
     token = _kept.set([])
     try:
@@ -41,10 +40,13 @@ def one_capture() -> Iterator[None]:
         _kept.reset(token)
 
 
-def kept_for(twin: nn.Module) -> tuple[Region, frozenset[str]] | None:
-    """The kept capture of such a model, put onto this twin; None if there is none."""
-    found = (kept for kept in _kept.get() or () if _outline(kept.twin) == _outline(twin))
-    kept = next(found, None)
+def kept_for(twin: nn.Module, example_inputs: Any) -> tuple[Region, frozenset[str]] | None:
+    """The kept capture of such a model that takes such inputs, put onto this twin; None if there is none."""
+    alike = [kept for kept in _kept.get() or () if _outline(kept.twin) == _outline(twin)]
+    if not alike:
+        return None
+    inputs = call_inputs(twin, example_inputs)
+    kept = next((kept for kept in alike if kept.graph.signature.accepts(*inputs) is None), None)
     return (onto(twin, kept.twin, kept.graph), kept.called) if kept else None
 
 
