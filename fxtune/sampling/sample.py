@@ -38,7 +38,8 @@ def sample(
     changes it. Files that are there stay, so a killed call is gone on with.
 
     Args:
-        pipeline: of diffusers, with the tuned model in it. It is not changed.
+        pipeline: of diffusers, with the tuned model in it. Its models are in evaluation mode from then on; its own
+            sampler stays.
         captions: one an image.
         out: folder for `00000.png` and so on, and `metadata.jsonl`; as ``captions/OUT`` it is data again.
         steps: of the sampler.

@@ -36,9 +36,9 @@ def denoised(pipeline: Any) -> str:
     return found[0]
 
 
-def with_model(pipeline: Any, model: nn.Module, **others: Any) -> Any:
-    """A pipeline of the same parts with another model that predicts noise, and other parts by name."""
-    return type(pipeline)(**{**pipeline.components, denoised(pipeline): model, **others})
+def with_model(pipeline: Any, model: nn.Module) -> Any:
+    """A pipeline of the same parts with another model that predicts noise."""
+    return type(pipeline)(**{**pipeline.components, denoised(pipeline): model})
 
 
 class OfCaptions(Preparation):

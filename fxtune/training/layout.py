@@ -81,7 +81,7 @@ class Parted(Layout):
         theirs = self.tuned.state_dict()
         with torch.no_grad():
             for name, tensor in self._moving().items():
-                part_of(tensor).copy_(part_of(laid_out(theirs[name], tensor)))
+                own_part(tensor).copy_(own_part(laid_out(theirs[name], tensor)))
 
     def weights(self) -> dict[str, nn.Parameter]:
         for module in self.trained.modules():
@@ -113,6 +113,6 @@ def laid_out(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def part_of(tensor: Tensor) -> Tensor:
+def own_part(tensor: Tensor) -> Tensor:
     """What this process holds of it."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
