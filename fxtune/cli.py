@@ -287,7 +287,8 @@ def evaluate(
 
     known, how = load_data(data), load_recipe(recipe, _settings(change or []))
     words = training.tokenizer_of(tokenizer or model) if known.kind == "texts" else None
-    tuned = api.load(names.resolve(model), checkpoint)
+    classifies = None if known.kind == "captions" else known.kind
+    tuned = api.load(names.resolve(model, classifies=classifies), checkpoint)
     print(f"{split}: {training.evaluate(tuned, known, split=split, recipe=how, tokenizer=words):.2%}")
 
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 import importlib
 import json
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -32,21 +32,26 @@ _CONFIG = "config.json"
 _PIPELINE = "model_index.json"
 _WEIGHTS = (".safetensors", ".bin")
 
+Classified = Literal["images", "texts"]
+"""What a classifier of transformers is for; the library has a class for each."""
 
-def resolve(name: str, *, meta: bool = False, weights: bool = True) -> nn.Module:
+
+def resolve(name: str, *, meta: bool = False, weights: bool = True, classifies: Classified | None = None) -> nn.Module:
     """The model called `name`.
 
     Args:
         name: in one of the forms above.
         meta: build it on the meta device, where it has no weights at all.
         weights: False leaves those that the library drew for a new model; then nothing is downloaded.
+        classifies: what it is to classify. A checkpoint of transformers without a head, an encoder, then gets one,
+            as that library puts it there. What of it no checkpoint has is drawn, always the same.
 
     Raises:
         FxtuneError: there is no such model (the closest names), or it could not be built.
     """
     kind, separator, rest = name.partition("/")
     if separator and rest and kind in _LOADERS:
-        return _LOADERS[kind](rest, weights and not meta, meta)
+        return _LOADERS[kind](rest, weights and not meta, meta, classifies)
     if ":" in name and "/" not in name:
         return _from_factory(name, meta)
     forms = [*(f"{prefix}/..." for prefix in _LOADERS), "module:factory"]
@@ -105,7 +110,7 @@ def folder(name: str) -> Path:
     return folders[0]
 
 
-def _from_timm(name: str, weights: bool, meta: bool) -> nn.Module:
+def _from_timm(name: str, weights: bool, meta: bool, _: Classified | None) -> nn.Module:
     timm = _library("timm")
     if not timm.is_model(name):
         raise FxtuneError(
@@ -116,20 +121,31 @@ def _from_timm(name: str, weights: bool, meta: bool) -> nn.Module:
         return _module(timm.create_model(name, pretrained=weights))
 
 
-def _from_transformers(path: str, weights: bool, meta: bool) -> nn.Module:
+def _from_transformers(path: str, weights: bool, meta: bool, classifies: Classified | None) -> nn.Module:
     transformers = _library("transformers")
     source = _saved(path, "transformers", weights)
-    with _building(f"transformers/{path}", meta):
+    with _building(f"transformers/{path}", meta), _drawing_alike() if weights else nullcontext():
         config = transformers.AutoConfig.from_pretrained(source, local_files_only=True)
         # The class that the checkpoint was saved from, so that a head in it is loaded, too.
         architectures = getattr(config, "architectures", None) or ()
         cls = next((getattr(transformers, name) for name in architectures if hasattr(transformers, name)), None)
+        if classifies and type(config) in (known := _classifiers(transformers, classifies)):
+            cls = known[type(config)]
         if weights:
             return _module((cls or transformers.AutoModel).from_pretrained(source, local_files_only=True))
         return _module(cls(config) if cls else transformers.AutoModel.from_config(config))
 
 
-def _from_diffusers(path: str, weights: bool, meta: bool) -> nn.Module:
+def _classifiers(transformers: Any, classifies: Classified) -> Mapping[type, type]:
+    """The library's classifiers, by the class of their configuration."""
+    mapping: Mapping[type, type] = {
+        "images": transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        "texts": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    }[classifies]
+    return mapping
+
+
+def _from_diffusers(path: str, weights: bool, meta: bool, _: Classified | None) -> nn.Module:
     diffusers = _library("diffusers")
     source = _saved(path, "diffusers", weights)
     with _building(f"diffusers/{path}", meta):
@@ -138,13 +154,13 @@ def _from_diffusers(path: str, weights: bool, meta: bool) -> nn.Module:
         return _module(cls.from_pretrained(source, local_files_only=True) if weights else cls.from_config(config))
 
 
-def _from_package(name: str, weights: bool, meta: bool) -> nn.Module:
+def _from_package(name: str, weights: bool, meta: bool, classifies: Classified | None) -> nn.Module:
     path = folder(name)
     saved_by_diffusers = "_class_name" in json.loads((path / _CONFIG).read_text("utf-8"))
-    return (_from_diffusers if saved_by_diffusers else _from_transformers)(str(path), weights, meta)
+    return (_from_diffusers if saved_by_diffusers else _from_transformers)(str(path), weights, meta, classifies)
 
 
-_LOADERS: dict[str, Callable[[str, bool, bool], nn.Module]] = {
+_LOADERS: dict[str, Callable[[str, bool, bool, Classified | None], nn.Module]] = {
     "timm": _from_timm,
     "transformers": _from_transformers,
     "diffusers": _from_diffusers,
@@ -200,6 +216,14 @@ def _building(name: str, meta: bool) -> Iterator[None]:
             if meta
             else "where its weights cannot be had, build the model in Python and pass it instead of its name",
         ) from error
+
+
+@contextmanager
+def _drawing_alike() -> Iterator[None]:
+    """What a checkpoint lacks is the same each time that it is loaded, and the caller's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def _saved(path: str, library: str, weights: bool) -> Path:

@@ -46,6 +46,18 @@ def test_a_saved_folder(library: str, small: str, tmp_path: Path) -> None:
         names.resolve(f"{library}/{tmp_path / 'config.json'}")
 
 
+def test_an_encoder_gets_the_head_that_its_library_has_for_it(tmp_path: Path) -> None:
+    model = build(SMALL["bert.transformers-0"])
+    model.save_pretrained(tmp_path)
+    name = f"transformers/{tmp_path}"
+    once, again = (names.resolve(name, classifies="texts") for _ in range(2))
+    assert type(once).__name__ == "BertForSequenceClassification" and same_weights(once, again)
+    base = model.base_model.state_dict()
+    assert all(torch.equal(w, base[n.removeprefix("bert.")]) for n, w in once.state_dict().items() if "bert." in n)
+    assert type(names.resolve(name, classifies="images")) is type(model)  # there is none of that kind
+    assert type(names.resolve(name)) is type(model)
+
+
 def test_a_config_that_names_no_class_gives_the_base_model(tmp_path: Path) -> None:
     build(SMALL["bert.transformers-0"]).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text("utf-8"))

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -374,6 +375,16 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def encoder(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without its head, as a model that has only been pretrained is saved."""
+    folder = tmp_path_factory.mktemp("encoder")
+    shutil.copytree(bert, folder, dirs_exist_ok=True)
+    (folder / "model.safetensors").unlink()
+    BertForSequenceClassification.from_pretrained(bert).bert.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def opinions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("opinions")
     drawn = random.Random(0)
@@ -386,7 +397,11 @@ def opinions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_sentences_on_the_command_line(bert: Path, opinions: Path, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("saved", ["bert", "encoder"])
+def test_sentences_on_the_command_line(
+    saved: str, opinions: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    bert = request.getfixturevalue(saved)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("fxtune: 1\nname: mine\noptimizer: {lr: 0.01}\nepochs: 12\nbatch: 8\n")
     command = [

@@ -16,6 +16,7 @@ from fxtune.digests import digest_of
 from fxtune.errors import CheckpointError, DataError, PlanError
 from fxtune.libraries import library
 from fxtune.names import pipeline as pipeline_called
+from fxtune.names import resolve
 from fxtune.progress import progress as with_bar
 from fxtune.recipes import Recipe, RecipeLike, load_recipe
 from fxtune.saving import read_tensors
@@ -67,9 +68,9 @@ def tune(
     what one would.
 
     Args:
-        model: a model, or a name that the command line takes; or one that is tuned already, without `rules`. For
-            captions a pipeline, or ``diffusers/PATH`` of one; its autoencoder and text encoder are moved to the
-            device that is trained on.
+        model: a model, or a name that the command line takes; or one that is tuned already, without `rules`. An
+            encoder of transformers by its name gets that library's head for classification. For captions a pipeline,
+            or ``diffusers/PATH`` of one; its autoencoder and text encoder are moved to the device that is trained on.
         data: what `load_data` takes, or data.
         rules: what `fxtune.apply` takes.
         out: folder for the state, `metrics.jsonl`, TensorBoard's files, the trained model (`tuned/`) and `run.json`.
@@ -94,6 +95,8 @@ def tune(
     processes = accelerator()
     pipeline = _pipeline(model) if known.kind == "captions" else None
     plain = pipeline.components[denoised(pipeline)] if pipeline is not None else model
+    if isinstance(plain, str) and known.kind != "captions":
+        plain = resolve(plain, classifies=known.kind)
     tuned = _tuned(plain, rules, known, how, options)
     if how.checkpointing:
         tuned.gradient_checkpointing_enable()
@@ -141,9 +144,7 @@ def _pipeline(model: Any) -> Any:
     return found
 
 
-def _tuned(
-    model: nn.Module | str, rules: Any, data: Data, recipe: Recipe, options: Mapping[str, Any] | None
-) -> TunedModel:
+def _tuned(model: nn.Module, rules: Any, data: Data, recipe: Recipe, options: Mapping[str, Any] | None) -> TunedModel:
     if isinstance(model, TunedModel):
         if rules is not None or options:
             raise PlanError(
