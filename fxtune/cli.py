@@ -322,8 +322,12 @@ def sample(
 
 @app.command()
 def sweep(
-    file: Annotated[Path, typer.Argument(help="A sweep file: model, data, recipe, rules, seeds, grid.")],
+    file: Annotated[
+        str, typer.Argument(help="A sweep file (model, data, recipe, rules, seeds, grid), or few_shot, domains.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the trainings, the table and the plots.")],
+    model: Annotated[str | None, typer.Option(help="In the place of the file's.")] = None,
+    data: Annotated[str | None, typer.Option("--data", "-d", help="In the place of the file's.")] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="How many train at a time; by default one a processor.")
     ] = None,
@@ -335,7 +339,7 @@ def sweep(
     sys.path.insert(0, str(Path.cwd()))
     from fxtune import sweeping
 
-    Console().print(sweeping.sweep(file, out, processes=processes))
+    Console().print(sweeping.sweep(file, out, model=model, data=data, processes=processes))
     print(f"saved in {out}")
 
 

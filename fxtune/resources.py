@@ -27,6 +27,11 @@ def recipes_dir() -> Path:
     return rules_dir() / "recipes"
 
 
+def sweeps_dir() -> Path:
+    """The folder of the shipped sweeps (``*.yaml``)."""
+    return rules_dir() / "sweeps"
+
+
 def models_dir() -> Path:
     """The folder of the shipped model cards (``*.yaml``)."""
     return _shipped("models")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from fxtune import cli
 from fxtune.errors import DataError, FxtuneError, RuleError, SourceError, TrainingError
+from fxtune.resources import sweeps_dir
 from fxtune.sweeping import Sweep, Swept, sweep
 from fxtune.sweeping.cells import Cell, cells
 from fxtune.sweeping.table import chosen
@@ -44,7 +46,7 @@ def test_every_training_is_in_the_table(swept: Swept) -> None:
         place = swept.folder / row.method / "optimizer.lr=0.01"
         told = [json.loads((place / f"seed {seed}" / "run.json").read_text()) for seed in (0, 1)]
         scores = [each["accuracy"]["test"] for each in told]
-        assert row.scores == tuple(scores) and row.settings == {"optimizer.lr": 0.01} and row.diverged == 2
+        assert row.scores == {"test": tuple(scores)} and row.settings == {"optimizer.lr": 0.01} and row.diverged == 2
         assert row.trained_weights == told[0]["trained_weights"] == told[1]["trained_weights"] > 0
         assert f"| {row.method} | {100 * statistics.mean(scores):.2f} ± {100 * statistics.stdev(scores):.2f} %" in table
         assert row.saved_bytes is not None and row.saved_bytes > 0
@@ -86,7 +88,7 @@ def test_the_command_prints_the_table(swept: Swept, tmp_path: Path, monkeypatch:
 
 def results_of(on_val: dict[float, list[float]]) -> list[tuple[Cell, dict[str, Any]]]:
     return [
-        (Cell("lora", {"lr": lr}, seed), {"accuracy": {"val": val, "test": 1 - val}, "trained_weights": 5})
+        (Cell("lora", {}, {"lr": lr}, seed), {"accuracy": {"val": val, "test": 1 - val}, "trained_weights": 5})
         for lr, found in on_val.items()
         for seed, val in enumerate(found)
     ]
@@ -94,18 +96,18 @@ def results_of(on_val: dict[float, list[float]]) -> list[tuple[Cell, dict[str, A
 
 def test_the_best_mean_on_val_is_chosen() -> None:
     found = results_of({0.1: [0.9, 0.1], 0.2: [0.6, 0.7], 0.3: [0.5, 0.5]})
-    best = chosen(found, "test", "accuracy", higher=True)
-    assert best is not None and best["settings"] == {"lr": 0.2} and best["scores"] == (0.4, 1 - 0.7)
-    least = chosen(found, "test", "accuracy", higher=False)
+    best = chosen(found, ["test"], "accuracy", higher=True)
+    assert best is not None and best["settings"] == {"lr": 0.2} and best["scores"] == {"test": (0.4, 1 - 0.7)}
+    least = chosen(found, ["test"], "accuracy", higher=False)
     assert least is not None and least["settings"] == {"lr": 0.1}  # the first of two with a mean of 0.5
 
 
 def test_a_point_that_diverged_once_is_not_chosen() -> None:
     found = results_of({0.1: [0.9, 0.9], 0.2: [0.6, 0.6]})
     found[0] = (found[0][0], {"diverged": "the loss is nan"})
-    best = chosen(found, "test", "accuracy", higher=True)
+    best = chosen(found, ["test"], "accuracy", higher=True)
     assert best is not None and best["settings"] == {"lr": 0.2}
-    assert chosen(found[:1], "test", "accuracy", higher=True) is None
+    assert chosen(found[:1], ["test"], "accuracy", higher=True) is None
 
 
 def test_cells_have_folders_of_their_own() -> None:
@@ -122,11 +124,62 @@ def test_cells_have_folders_of_their_own() -> None:
     assert found[0] == "lora/a.b=1,c=x/seed 0" and "lora2/a.b=1,c=x/seed 0" in found
 
 
+def test_data_are_gone_through_and_drawn_anew_by_each_seed(tmp_path: Path) -> None:
+    """A few samples of each class, and a further set that has other classes: as `few_shot` and `domains` have it."""
+    others = {"source": "digits", "choose": ["1", "7"], "parts": {"train": 0.5, "test": 0.5}}
+    asked = {
+        **{name: value for name, value in FILE.items() if name != "grid"},
+        "data": {"source": "digits", "limit": {"test": 40}, "tests": {"ones": others}},
+        "rules": ["linear"],
+        "over": {"shots": [1, 3]},
+        "redraw": True,
+        "splits": "all",
+    }
+    found = sweep(asked, tmp_path, processes=2, progress=False)
+    assert [row.method for row in found.rows] == ["linear, shots=1", "linear, shots=3"]
+    drawn = []
+    for row in found.rows:
+        for seed in (0, 1):
+            told = json.loads((tmp_path / row.method / "recipe" / f"seed {seed}" / "run.json").read_text())
+            drawn.append(told["training"]["samples"])
+            assert {split: scores[seed] for split, scores in row.scores.items()} == {
+                split: told["accuracy"][split] for split in ("test", "ones")
+            }
+    assert len(set(drawn)) == 4
+    assert "| method | test accuracy | ones accuracy | trained weights |" in (tmp_path / "table.md").read_text()
+    steps = [
+        len((tmp_path / row.method / "recipe/seed 0/metrics.jsonl").read_text().splitlines()) for row in found.rows
+    ]
+    assert steps[1] - steps[0] == 3  # in 3 epochs 10 samples are one step each, 30 two
+
+
+def test_shipped_sweeps_ask_for_model_and_data_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = [path.stem for path in sweeps_dir().glob("*.yaml")]
+    assert sorted(names) == ["domains", "few_shot"]
+    for name in names:
+        with pytest.raises(SourceError, match=f"{name}.yaml") as raised:
+            sweep(name, tmp_path)
+        assert "model" in str(raised.value) and "data" in str(raised.value)
+    monkeypatch.setattr(import_module("fxtune.sweeping.sweep"), "_train", lambda *_, **__: None)
+    with pytest.raises(TrainingError, match="every training") as left:
+        sweep("few_shot", tmp_path, model=FILE["model"], data="digits")
+    assert "90 trainings" in str(left.value)
+    with pytest.raises(SourceError, match="nearest: 'few_shot'"):
+        sweep("few_shots", tmp_path)
+
+
 REFUSALS: dict[str, tuple[dict[str, Any], type[FxtuneError], str]] = {
     "an unknown key": ({"rule": ["lora"]}, SourceError, "nearest: 'rules'"),
     "an unknown rule set": ({"rules": ["loar"]}, RuleError, "lora"),
     "an unknown setting": ({"grid": {"optimizer.rate": [1]}}, SourceError, "unknown key 'rate'"),
-    "an unknown split": ({"split": "tset"}, DataError, "nearest: 'test'"),
+    "an unknown split": ({"splits": ["tset"]}, DataError, "nearest: 'test'"),
+    "an unknown option of the data": ({"over": {"shot": [1]}}, SourceError, "nearest: 'shots'"),
+    "more shots than there are": ({"over": {"shots": [1, 900]}}, DataError, "900 samples of each class"),
+    "data without a test": (
+        {"data": {"source": "digits", "parts": {"train": 1.0}}, "grid": {}, "splits": "all"},
+        DataError,
+        "nothing to be tested on",
+    ),
     "a rule set twice": ({"rules": ["lora", "lora"]}, SourceError, "each entry once"),
     "a grid without val": (
         {"data": {"source": "digits", "parts": {"train": 0.8, "test": 0.2}}},

@@ -29,7 +29,7 @@ _READERS: dict[str, Callable[[Any], Data]] = {
 }
 
 
-def load_data(data: DataLike) -> Data:
+def load_data(data: DataLike, changes: Mapping[str, Any] | None = None) -> Data:
     """The data that `data` names.
 
         >>> load_data("digits")
@@ -39,28 +39,34 @@ def load_data(data: DataLike) -> Data:
     Args:
         data: a short form, ``SOURCE`` or ``SOURCE/PATH`` (for torchvision ``torchvision/CLASS``, for dSprites
             ``dsprites/location``); the path of a YAML file; or a mapping with what the file would say.
+        changes: options that replace those of `data`: ``{"shots": 4, "seed": 1}``.
 
     Raises:
         DataError: they are not there, or not as they should be: where they are expected and how they are laid out.
         SourceError: the file or mapping says what no source takes.
     """
-    spec = data if isinstance(data, Source) else _spec(data)
+    spec = _spec(data, changes or {})
     found = chosen(_READERS[spec.source](spec), spec)  # type: ignore[attr-defined]
     for name, other in spec.tests.items():
         found = with_tests(found, name, load_data(other))
     return found
 
 
-def _spec(data: str | Path | Mapping[str, Any]) -> Source:
+def _spec(data: DataLike, changes: Mapping[str, Any]) -> Source:
     document = _document(data)
     kind = document.data.get("source") if isinstance(document.data, Mapping) else None
     if kind not in KINDS:
         raise _unknown(kind, document.where(("source",)))
     # Of the one source, not of all: a misspelt key is then told with the keys that this source has.
-    return document.validate(KINDS[kind])
+    spec = document.validate(KINDS[kind])
+    if not changes:
+        return spec
+    return source.from_data({**document.data, **changes}, f"{document.name}, changed").validate(KINDS[kind])
 
 
-def _document(data: str | Path | Mapping[str, Any]) -> Document:
+def _document(data: DataLike) -> Document:
+    if isinstance(data, Source):
+        return source.from_data(data.model_dump(mode="json", exclude_unset=True), f"the source {data.source}")  # type: ignore[attr-defined]
     if isinstance(data, Mapping):
         return source.from_data(data, "<data>")
     if isinstance(data, Path) or data.endswith((".yaml", ".yml")):

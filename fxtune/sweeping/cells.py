@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fxtune.data import load_data
+from fxtune.data import Data, load_data
 from fxtune.errors import TrainingError
 from fxtune.files import replacing
 from fxtune.recipes import load_recipe
@@ -29,24 +29,26 @@ class Cell:
 
     Attributes:
         rules: what it is tuned by.
+        options: of its data, by which rows are told apart.
         settings: the point of the grid.
         seed: of the recipe.
     """
 
     rules: str | list[str]
+    options: Mapping[str, Any]
     settings: Mapping[str, Any]
     seed: int
 
     @property
-    def method(self) -> str:
+    def row(self) -> str:
         """Its row in the table."""
-        return method(self.rules)
+        return ", ".join([method(self.rules), *_told(self.options)])
 
     @property
     def folder(self) -> str:
         """Where it lies in the sweep's folder."""
-        point = ",".join(f"{name}={value}" for name, value in self.settings.items()) or "recipe"
-        return "/".join(part.replace("/", "_") for part in (self.method, point, f"seed {self.seed}"))
+        point = ",".join(_told(self.settings)) or "recipe"
+        return "/".join(part.replace("/", "_") for part in (self.row, point, f"seed {self.seed}"))
 
 
 def method(rules: str | list[str]) -> str:
@@ -56,9 +58,23 @@ def method(rules: str | list[str]) -> str:
 
 def cells(sweep: Sweep) -> Iterator[Cell]:
     """All trainings of a sweep."""
-    points = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
-    for rules, point, seed in itertools.product(sweep.rules, points, sweep.seeds):
-        yield Cell(rules, point, seed)
+    for rules, options, point, seed in itertools.product(
+        sweep.rules, _points(sweep.over), _points(sweep.grid), sweep.seeds
+    ):
+        yield Cell(rules, options, point, seed)
+
+
+def data_of(sweep: Sweep, cell: Cell) -> Data:
+    """What a cell trains on."""
+    return load_data(sweep.data, {**cell.options, **({"seed": cell.seed} if sweep.redraw else {})})
+
+
+def _points(values: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(values, some, strict=True)) for some in itertools.product(*values.values())]
+
+
+def _told(values: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={value}" for name, value in values.items()]
 
 
 def result_of(cell: Cell, out: Path) -> dict[str, Any] | None:
@@ -76,7 +92,7 @@ def train(sweep: Sweep, cell: Cell, out: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     sys.path.insert(0, str(Path.cwd()))
-    data, recipe = load_data(sweep.data), load_recipe(sweep.recipe, sweep.settings)
+    data, recipe = data_of(sweep, cell), load_recipe(sweep.recipe, sweep.settings)
     words = tokenizer_of(sweep.tokenizer or sweep.model) if data.kind == "texts" else None
     folder = out / cell.folder
     try:

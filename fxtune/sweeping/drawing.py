@@ -15,19 +15,22 @@ SMOOTH = 20
 """A curve's loss is the mean over a so many-th of its steps, that one may be told from another."""
 
 
-def plots(out: Path, title: str, measure: str, rows: Sequence[Row], folders: Mapping[str, Sequence[str]]) -> list[Path]:
+def plots(
+    out: Path, title: str, split: str, measure: str, rows: Sequence[Row], folders: Mapping[str, Sequence[str]]
+) -> list[Path]:
     """Draws `curves.png`, `weights.png` and, where it is known, `memory.png`.
 
     Args:
         out: the sweep's folder.
         title: over each plot.
+        split: on what.
         measure: what is told of each method.
         rows: the methods.
         folders: of each method, those of the trainings that the table tells.
     """
-    made = [_curves(out, title, folders), _against(out, "weights", "trained weights", title, measure, rows)]
+    made = [_curves(out, title, folders), _against(out, "weights", "trained weights", title, split, measure, rows)]
     if all(row.saved_bytes is not None for row in rows):
-        made.append(_against(out, "memory", "MiB saved for backward", title, measure, rows))
+        made.append(_against(out, "memory", "MiB saved for backward", title, split, measure, rows))
     return made
 
 
@@ -45,13 +48,13 @@ def _curves(out: Path, title: str, folders: Mapping[str, Sequence[str]]) -> Path
     return _saved(figure, out / "curves.png")
 
 
-def _against(out: Path, name: str, label: str, title: str, measure: str, rows: Sequence[Row]) -> Path:
+def _against(out: Path, name: str, label: str, title: str, split: str, measure: str, rows: Sequence[Row]) -> Path:
     figure, axes = _figure(title)
     for row in rows:
         x = row.trained_weights if name == "weights" else (row.saved_bytes or 0) / 2**20
-        axes.errorbar([x], [row.mean], yerr=[row.spread], fmt="o", capsize=3)
-        axes.annotate(row.method, (x, row.mean), xytext=(5, 5), textcoords="offset points")
-    axes.set(xlabel=label, ylabel=measure, xscale="log")
+        axes.errorbar([x], [row.mean(split)], yerr=[row.spread(split)], fmt="o", capsize=3)
+        axes.annotate(row.method, (x, row.mean(split)), xytext=(5, 5), textcoords="offset points")
+    axes.set(xlabel=label, ylabel=f"{split} {measure}", xscale="log")
     return _saved(figure, out / f"{name}.png")
 
 

@@ -37,5 +37,15 @@ class Sweep(BaseModel):
         description="settings of the recipe to choose from, by the mean on `val` over the seeds: "
         "{optimizer.lr: [0.05, 0.01, 0.005, 0.001]}",
     )
+    over: dict[str, Annotated[list[Any], Field(min_length=1), AfterValidator(_each_once)]] = Field(
+        default={}, description="options of the data, with rows of their own for each: {shots: [1, 2, 4, 8, 16]}"
+    )
+    redraw: bool = Field(
+        default=False, strict=True, description="each seed also draws the data's shots, parts and limits anew"
+    )
     tokenizer: str | None = Field(default=None, description="folder of the tokenizer; by default the model's own")
-    split: str = Field(default="test", description="the split that the table tells")
+    splits: Annotated[list[str], Field(min_length=1), AfterValidator(_each_once)] | Literal["all"] = Field(
+        default=["test"],
+        description="the splits that the table tells, the plots the first of them; `all` are all that "
+        "neither train nor choose",
+    )

@@ -17,9 +17,9 @@ class Row:
     """One method.
 
     Attributes:
-        method: its rules.
+        method: its rules, and the options of its data that the sweep goes through.
         settings: the point of the grid that was best on `val`; empty without a grid.
-        scores: on the split that is told, one a seed.
+        scores: on each split that is told, one a seed.
         trained_weights: how many.
         saved_bytes: saved for backward in a step; None where that can't be told.
         diverged: trainings whose loss was not finite, over all of the grid.
@@ -27,32 +27,31 @@ class Row:
 
     method: str
     settings: Mapping[str, Any]
-    scores: tuple[float, ...]
+    scores: Mapping[str, tuple[float, ...]]
     trained_weights: int
     saved_bytes: int | None
     diverged: int = 0
 
-    @property
-    def mean(self) -> float:
-        """Of the scores."""
-        return statistics.fmean(self.scores)
+    def mean(self, split: str) -> float:
+        """Of the scores on a split."""
+        return statistics.fmean(self.scores[split])
 
-    @property
-    def spread(self) -> float:
+    def spread(self, split: str) -> float:
         """The standard deviation over the seeds; 0 with one seed."""
-        return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
+        return statistics.stdev(self.scores[split]) if len(self.scores[split]) > 1 else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
-        return {**asdict(self), "mean": self.mean, "spread": self.spread}
+        over_seeds = {split: {"mean": self.mean(split), "spread": self.spread(split)} for split in self.scores}
+        return {**asdict(self), "over_seeds": over_seeds}
 
 
-def chosen(results: Mapping[Cell, Mapping[str, Any]] | Sequence[tuple[Cell, Mapping[str, Any]]], split: str,
-           measure: str, *, higher: bool) -> dict[str, Any] | None:  # fmt: skip
-    """The best point of the grid among the results of one method, and its scores; None where all have diverged."""
+def chosen(
+    results: Sequence[tuple[Cell, Mapping[str, Any]]], splits: Sequence[str], measure: str, *, higher: bool
+) -> dict[str, Any] | None:
+    """The best point of the grid among the results of one row, and its scores; None where all have diverged."""
     points: dict[str, list[tuple[Cell, Mapping[str, Any]]]] = {}
-    pairs = results.items() if isinstance(results, Mapping) else results
-    for cell, result in pairs:
+    for cell, result in results:
         points.setdefault(repr(sorted(cell.settings.items())), []).append((cell, result))
     whole = [found for found in points.values() if all(measure in result for _, result in found)]
     if not whole:
@@ -64,36 +63,44 @@ def chosen(results: Mapping[Cell, Mapping[str, Any]] | Sequence[tuple[Cell, Mapp
         best = whole[0]
     return {
         "settings": dict(best[0][0].settings),
-        "scores": tuple(float(result[measure][split]) for _, result in best),
+        "scores": {split: tuple(float(result[measure][split]) for _, result in best) for split in splits},
         "trained_weights": int(best[0][1]["trained_weights"]),
         "folders": [cell.folder for cell, _ in best],
     }
 
 
-def drawn(title: str, split: str, measure: str, rows: Sequence[Row], seeds: int) -> Table:
+def drawn(title: str, splits: Sequence[str], measure: str, rows: Sequence[Row]) -> Table:
     """The table, as it is printed."""
     table = Table(title=title, title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("method", f"{split} {measure}", "trained weights", "saved for backward", "chosen"):
+    for name in _head(splits, measure):
         table.add_column(name, justify="left" if name in ("method", "chosen") else "right")
     for row in rows:
-        table.add_row(*_cells(row, measure, seeds))
+        table.add_row(*_cells(row, splits, measure))
     return table
 
 
-def markdown(title: str, split: str, measure: str, rows: Sequence[Row], seeds: int) -> str:
+def markdown(title: str, splits: Sequence[str], measure: str, rows: Sequence[Row]) -> str:
     """The same for a page."""
-    head = f"| method | {split} {measure} | trained weights | saved for backward | chosen |\n|---|---:|---:|---:|---|"
-    return (
-        "\n".join([f"# {title}", "", head, *(f"| {' | '.join(_cells(row, measure, seeds))} |" for row in rows)]) + "\n"
-    )
+    head = _head(splits, measure)
+    lines = [head, ["---" if name in ("method", "chosen") else "---:" for name in head]]
+    lines += [_cells(row, splits, measure) for row in rows]
+    return "\n".join([f"# {title}", "", *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
 
 
-def _cells(row: Row, measure: str, seeds: int) -> tuple[str, ...]:
-    if measure == "accuracy":
-        score = f"{100 * row.mean:.2f}" + (f" ± {100 * row.spread:.2f}" if seeds > 1 else "") + " %"
-    else:
-        score = f"{row.mean:.4g}" + (f" ± {row.spread:.2g}" if seeds > 1 else "")
+def _head(splits: Sequence[str], measure: str) -> list[str]:
+    return ["method", *(f"{split} {measure}" for split in splits), "trained weights", "saved for backward", "chosen"]
+
+
+def _cells(row: Row, splits: Sequence[str], measure: str) -> list[str]:
     settings = ", ".join(f"{name}={value}" for name, value in row.settings.items())
     diverged = f"{row.diverged} diverged" if row.diverged else ""
     saved = "unknown" if row.saved_bytes is None else f"{row.saved_bytes / 2**20:,.1f} MiB"
-    return row.method, score, f"{row.trained_weights:,}", saved, ", ".join(filter(None, [settings, diverged]))
+    scores = [_score(row, split, measure) for split in splits]
+    return [row.method, *scores, f"{row.trained_weights:,}", saved, ", ".join(filter(None, [settings, diverged]))]
+
+
+def _score(row: Row, split: str, measure: str) -> str:
+    several, mean, spread = len(row.scores[split]) > 1, row.mean(split), row.spread(split)
+    if measure == "accuracy":
+        return f"{100 * mean:.2f}" + (f" ± {100 * spread:.2f}" if several else "") + " %"
+    return f"{mean:.4g}" + (f" ± {spread:.2g}" if several else "")
