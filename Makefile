@@ -28,11 +28,11 @@ types: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python bench/run.py
+	PYTHONPATH=demo $(BIN)/python bench/run.py
 
 # The long tables of bench/evidence/README.md: some two hours on two cores, to be interrupted and gone on with.
 evidence: $(READY)
-	$(ONE_THREAD) PYTHONPATH=demo $(BIN)/python bench/evidence/run.py
+	$(ONE_THREAD) PYTHONPATH=bench:demo $(BIN)/python -m evidence.run
 
 # The table of methods in rules/README.md, by trying each on every family: ten minutes.
 methods: $(READY)

@@ -12,9 +12,9 @@ import timm
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile, record_function
 
 import fxtune
+from memory import held_bytes
 from timing import in_turn, median, ratio
 
 BATCH, CLASSES = 8, 100
@@ -81,7 +81,7 @@ def measure(rounds: int) -> Iterator[dict[str, Any]]:
         torch.manual_seed(0)
         inputs = case.inputs()
         models = dict(zip(METHODS, _models(case), strict=True))
-        held = {method: held_bytes(model, inputs) for method, model in models.items()}
+        held = {method: _held_bytes(model, inputs) for method, model in models.items()}
         steps = {method: _step(model, inputs) for method, model in models.items()}
         taken = in_turn(steps, 3 * rounds if case.at_most else rounds)
         row: dict[str, Any] = {"what": f"bypass, {case.what}"}
@@ -106,21 +106,10 @@ def _models(case: Case) -> Iterator[nn.Module]:
     yield fxtune.apply(model, "res_bypass", example_inputs=case.inputs()).train()
 
 
-def held_bytes(model: nn.Module, inputs: dict[str, Tensor]) -> int:
-    """What the CPU's allocator has given out in a forward and not got back while the loss is held."""
-    loss, done = _loss(model), "the forward is done"
+def _held_bytes(model: nn.Module, inputs: dict[str, Tensor]) -> int:
+    loss = _loss(model)
     loss(inputs)  # what is made once
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
-        held = loss(inputs)
-        with record_function(done):
-            pass
-    del held
-    total = 0
-    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
-        if event.name() == done:
-            return total
-        total += event.nbytes() if event.name() == "[memory]" else 0
-    raise AssertionError("the profiler lost a mark")
+    return held_bytes(lambda: loss(inputs))
 
 
 def _loss(model: nn.Module) -> Callable[[dict[str, Tensor]], Tensor]:

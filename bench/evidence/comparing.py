@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from learning import accuracy, learn
-from methods import tuned
-from subjects import SUBJECTS
 
+from evidence.learning import accuracy, learn
+from evidence.methods import tuned
+from evidence.subjects import SUBJECTS
 from fxtune.files import replacing
 
 SEEDS = (0, 1, 2)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comparing import write
-from learning import accuracy, learn
-from methods import tuned
-from samples import Pictures, Samples
-from subjects import SUBJECTS, Subject
 from torch import Tensor, nn
+
+from evidence.comparing import write
+from evidence.learning import accuracy, learn
+from evidence.methods import tuned
+from evidence.samples import Pictures, Samples
+from evidence.subjects import SUBJECTS, Subject
 
 METHODS = {"adapter": 1e-3, "prefix": 1e-2, "prompt": 1e-2}
 DTYPES = ("float64", "float32")

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from samples import Samples
 from torch import nn
 from torch.nn import functional as F
+
+from evidence.samples import Samples
 
 
 @dataclass(frozen=True)

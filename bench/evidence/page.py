@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from comparing import Training
-from comparing import write as write_json
 
-from forms import Pair
+from evidence.comparing import Training
+from evidence.comparing import write as write_json
+from evidence.forms import Pair
 
 matplotlib.use("Agg")
 

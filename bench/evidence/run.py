@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-import page
-from comparing import Training, choosing, chosen
 from rich.progress import track
-from subjects import CONVOLUTIONAL, MOST, SUBJECTS
 
-from forms import DTYPES, METHODS, Pair
+from evidence import page
+from evidence.comparing import Training, choosing, chosen
+from evidence.forms import DTYPES, METHODS, Pair
+from evidence.subjects import CONVOLUTIONAL, MOST, SUBJECTS
 
 HERE = Path(__file__).resolve().parent
 FORMS = ("digits", "minilm")

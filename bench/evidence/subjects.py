@@ -9,13 +9,13 @@ from typing import Any
 
 import timm
 import torch
-from learning import Plan, accuracy, learn
 from safetensors.torch import load_file, save_file
-from samples import Pictures, Samples, Sentences
 from torch import nn
 from transformers import AutoTokenizer
 
 import fxtune
+from evidence.learning import Plan, accuracy, learn
+from evidence.samples import Pictures, Samples, Sentences
 from fxtune import names
 from minilm import PACKAGE, SentenceClassifier
 from reviews import fetch_reviews
