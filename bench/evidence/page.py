@@ -8,13 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from evidence.comparing import Training
 from evidence.comparing import write as write_json
 from evidence.forms import Pair
-
-matplotlib.use("Agg")
 
 HEAD = """# Evidence
 
@@ -96,17 +94,16 @@ def _short(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _curves(forms: Sequence[dict[str, Any]], file: Path) -> None:
-    """Losses of either form, a panel for each method in float32."""
-    from matplotlib import pyplot
-
-    shown = [found for found in forms if found["dtype"] == "float32"]
-    figure, panels = pyplot.subplots(1, len(shown), figsize=(4 * len(shown), 3), sharey=True, squeeze=False)
-    for panel, found in zip(panels[0], shown, strict=True):
+    """Losses of either form, a panel for each method and dtype."""
+    dtypes, methods = ([*dict.fromkeys(found[key] for found in forms)] for key in ("dtype", "method"))
+    figure = Figure(figsize=(4 * len(methods), 2.6 * len(dtypes)), layout="constrained")
+    panels = figure.subplots(len(dtypes), len(methods), sharex=True, sharey=True, squeeze=False)
+    for found in forms:
+        panel = panels[dtypes.index(found["dtype"])][methods.index(found["method"])]
         panel.plot(found["original"]["losses"], color="0.7", linewidth=3, label="original")
         panel.plot(found["unbound"]["losses"], color="tab:blue", linewidth=0.8, label="unbound")
-        panel.set(title=found["method"], xlabel="step", yscale="log")
-    panels[0][0].set_ylabel("training loss")
-    panels[0][0].legend()
-    figure.tight_layout()
+        panel.set(title=f"{found['method']}, {found['dtype']}", yscale="log")
+        panel.legend()
+    figure.supxlabel("step")
+    figure.supylabel("training loss")
     figure.savefig(file, dpi=80)
-    pyplot.close(figure)
