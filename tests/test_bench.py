@@ -46,6 +46,7 @@ def subjects(monkeypatch: pytest.MonkeyPatch) -> Any:
     }
     monkeypatch.setattr(comparing, "SUBJECTS", made)
     monkeypatch.setattr(forms, "SUBJECTS", made)
+    monkeypatch.setattr(forms, "EPOCHS", {"small": 2})
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     return made
 

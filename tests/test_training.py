@@ -61,12 +61,21 @@ def whole(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Run:
 # ---- what it computes ------------------------------------------------------------------------------------------------
 
 
-def test_a_training_is_what_a_plain_loop_computes(digits: Data, tmp_path: Path) -> None:
-    """Bit for bit: images that are squeezed whole, torch's own optimizer, and the order of the samples."""
+PLAIN: dict[str, dict[str, Any]] = {
+    "adamw": {"clip": 1.0},
+    "sgd": {"optimizer__name": "sgd", "optimizer__head_lr": 0.01, "optimizer__momentum": 0.8, "smoothing": 0.2},
+}
+
+
+@pytest.mark.parametrize("how", PLAIN)
+def test_a_training_is_what_a_plain_loop_computes(how: str, digits: Data, tmp_path: Path) -> None:
+    """Images that are squeezed whole, torch's own optimizer, and the order of the samples."""
     settings = {"images__crop": "none", "schedule__shape": "constant", "schedule__warmup": 0, "epochs": 2, "seed": 3}
-    tuned_on(digits, tmp_path, model=vit(), clip=1.0, **settings)
+    tuned_on(digits, tmp_path, model=vit(), **PLAIN[how], **settings)
     tuned = fxtune.apply(vit(), "tri_res", num_classes=10, seed=3)
-    optimizer = torch.optim.AdamW(tuned.parameter_groups(lr=0.003, weight_decay=0.05))
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(tuned.parameter_groups(lr=0.003, weight_decay=0.05))
+    if how == "sgd":
+        optimizer = torch.optim.SGD(tuned.parameter_groups(lr=0.003, weight_decay=0.05, head_lr=0.01), momentum=0.8)
     train = digits.split("train")
     order = Order(len(train), 16, seed_of("data", 3))
     mean, std = (torch.tensor(found).view(3, 1, 1) for found in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
@@ -84,10 +93,11 @@ def test_a_training_is_what_a_plain_loop_computes(digits: Data, tmp_path: Path) 
         keys = order.keys(step)
         images = torch.stack([image(key.sample) for key in keys])
         labels = torch.tensor([train[key.sample].label for key in keys])
-        loss = F.cross_entropy(tuned(images), labels)
+        loss = F.cross_entropy(tuned(images), labels, label_smoothing=0.2 if how == "sgd" else 0.0)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_([p for p in tuned.parameters() if p.requires_grad], 1.0)
+        if how == "adamw":
+            nn.utils.clip_grad_norm_([p for p in tuned.parameters() if p.requires_grad], 1.0)
         optimizer.step()
         expected.append(loss.item())
     assert losses(tmp_path) == pytest.approx(

@@ -18,6 +18,8 @@ from evidence.subjects import SUBJECTS, Subject
 
 METHODS = {"adapter": 1e-3, "prefix": 1e-2, "prompt": 1e-2}
 DTYPES = ("float64", "float32")
+EPOCHS = {"digits": 20, "minilm": 1}
+"""By subject. Float64 takes twice the time, and every method is trained twice in it."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ class Pair:
         unbound = tuned(subject, self.method, seed=0, dtype=dtype)
         original = tuned(subject, self.method, seed=0, dtype=dtype, form="original")
         original.load_state_dict(unbound.state_dict())
-        result: dict[str, Any] = asdict(self) | {"about": subject.about}
+        plan = replace(subject.plan, epochs=EPOCHS[self.subject])
+        result: dict[str, Any] = asdict(self) | {"about": subject.about, "epochs": plan.epochs}
         for form, model in (("original", original), ("unbound", unbound)):
-            losses = list(learn(model, subject.splits["train"], subject.plan, METHODS[self.method], seed=0))
+            losses = list(learn(model, subject.splits["train"], plan, METHODS[self.method], seed=0))
             result[form] = {"losses": losses, "test": accuracy(model, subject.splits["test"])}
         result["samples"] = len(subject.splits["test"])
         write(self.file(folder), result)
