@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 import fxtune
-from fxtune.errors import FxtuneError, SourceError
+from fxtune.errors import DataError, FxtuneError, SourceError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
@@ -230,7 +230,10 @@ def tune(
     ],
     data: Annotated[str, typer.Option("--data", "-d", help=_DATA_HELP)],
     out: Annotated[Path, typer.Option(help="Folder for the trained model, its state and its metrics.")],
-    recipe: Annotated[str, typer.Option(help="A shipped recipe (`fxtune recipes`) or a recipe file.")] = "images",
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="A shipped recipe (`fxtune recipes`) or a recipe file; else the data's usual one."),
+    ] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", help="Change the recipe: epochs=10, optimizer.lr=0.005, ...")
     ] = None,
@@ -264,7 +267,8 @@ def tune(
         workers=workers,
         shard=shard,
     )
-    print(f"{run}\nsaved in {out}")
+    if training.accelerator().is_main_process:
+        print(f"{run}\nsaved in {out}")
 
 
 @app.command("eval")
@@ -273,7 +277,9 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="What `fxtune tune` left in OUT/tuned.", show_default=False)],
     data: Annotated[str, typer.Option("--data", "-d", help=_DATA_HELP)],
     split: Annotated[str, typer.Option(help="Which split of theirs.")] = "test",
-    recipe: Annotated[str, typer.Option(help="The recipe that it was trained by.")] = "images",
+    recipe: Annotated[
+        str | None, typer.Option(help="The recipe that it was trained by, if OUT/run.json does not tell.")
+    ] = None,
     change: Annotated[list[str] | None, typer.Option("--set", help="Change the recipe: images.size=96, ...")] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Folder of the tokenizer, for sentences; by default the model's own.")
@@ -283,12 +289,20 @@ def evaluate(
     sys.path.insert(0, str(Path.cwd()))
     from fxtune import api, names, training
     from fxtune.data import load_data
-    from fxtune.recipes import load_recipe
+    from fxtune.recipes import USUAL, load_recipe
 
-    known, how = load_data(data), load_recipe(recipe, _settings(change or []))
+    known, told = load_data(data), training.told_beside(checkpoint)
+    if told is not None and told["classes"] != list(known.classes):
+        raise DataError(
+            "these data have other classes than those that the model was trained on",
+            found=f"{', '.join(known.classes[:10])}; trained on {', '.join(told['classes'][:10])}",
+            where=str(checkpoint),
+            fix="give the data that it was trained on, with these as `tests: {NAME: SOURCE/PATH}`",
+        )
+    how = load_recipe(recipe or (told["recipe"] if told else USUAL[known.kind]), _settings(change or []))
     words = training.tokenizer_of(tokenizer or model) if known.kind == "texts" else None
     classifies = None if known.kind == "captions" else known.kind
-    tuned = api.load(names.resolve(model, classifies=classifies), checkpoint)
+    tuned = api.load(names.resolve(model, classifies=classifies), checkpoint).to(training.accelerator().device)
     print(f"{split}: {training.evaluate(tuned, known, split=split, recipe=how, tokenizer=words):.2%}")
 
 
@@ -310,11 +324,12 @@ def sample(
 ) -> None:
     """Draw images with PIPELINE, tuned or not."""
     from fxtune import api, names, sampling
-    from fxtune.training import denoised, with_model
+    from fxtune.training import accelerator, denoised, with_model
 
     made = names.pipeline(pipeline)
     if tuned is not None:
         made = with_model(made, api.load(made.components[denoised(made)], tuned))
+    made = made.to(accelerator().device)
     captions = [each for each in caption for _ in range(count)]
     files = sampling.sample(made, captions, out, steps=steps, guidance=guidance, seed=seed, batch=batch)
     print(f"{len(files)} images in {out}")

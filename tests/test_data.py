@@ -67,7 +67,7 @@ def test_images_in_folders(birds: Path) -> None:
 
 
 def test_folders_of_classes_alone_are_divided_when_asked(birds: Path) -> None:
-    with pytest.raises(DataError, match="no training images") as caught:
+    with pytest.raises(DataError, match="has no splits") as caught:
         load_data(f"images/{birds / 'train'}")
     assert "parts:" in str(caught.value) and "jay, robin" in str(caught.value)
     spec = {"source": "images", "path": str(birds / "train"), "parts": {"train": 2 / 3, "test": 1 / 3}}
@@ -143,6 +143,40 @@ def test_captions(tmp_path: Path) -> None:
             load_data(f"captions/{tmp_path}")
 
 
+def test_grey_of_sixteen_bits(tmp_path: Path) -> None:
+    grey = np.array([[0, 257 * 10], [257 * 100, 65535]], np.uint16)
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    Image.fromarray(grey).save(tmp_path / "train" / "a" / "0.png")
+    found = load_data(f"images/{tmp_path}").split("train")[0].picture
+    assert found is not None and np.array(found())[..., 0].tolist() == [[0, 10], [100, 255]]
+
+
+def test_a_split_that_is_there_twice(birds: Path) -> None:
+    picture(birds / "val" / "jay" / "0.png")
+    with pytest.raises(DataError, match=r"two are the split 'val'[^$]*val and valid"):
+        load_data(f"images/{birds}")
+
+
+def test_sets_that_are_only_tested_on(birds: Path, tmp_path: Path) -> None:
+    """With `test/` alone, or with classes alone and all of them for the test."""
+    picture(tmp_path / "sketch" / "test" / "jay" / "0.png")
+    picture(tmp_path / "bare" / "robin" / "0.png")
+    bare = {"source": "images", "path": str(tmp_path / "bare"), "parts": {"test": 1.0}}
+    tests = {"sketch": f"images/{tmp_path / 'sketch'}", "bare": bare}
+    data = load_data({"source": "images", "path": str(birds), "tests": tests})
+    assert (labels(data, "sketch"), data.split("sketch").among) == ([0], (0,))
+    assert (labels(data, "bare"), data.split("bare").among) == ([1], (1,))
+    with pytest.raises(DataError, match="no split called 'train'"):
+        load_data(f"images/{tmp_path / 'sketch'}").split("train")
+
+
+def test_captions_of_another_encoding(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes("über".encode("latin-1"))
+    with pytest.raises(DataError, match=r"not UTF-8[^$]*a\.txt"):
+        load_data(f"captions/{tmp_path}")
+
+
 def test_an_image_that_does_not_decode_says_which(birds: Path) -> None:
     broken = birds / "train" / "jay" / "0.png"
     broken.write_bytes(broken.read_bytes()[:40])
@@ -213,7 +247,14 @@ def test_a_label_that_training_does_not_have(tmp_path: Path) -> None:
         ("train.jsonl", b'{"text": "x", "label": 0}\n[1]', r"no JSON object[^$]*train\.jsonl:2"),
         ("train.jsonl", b'{"text": "x", "label": 0}\n{', r"no JSON[^$]*train\.jsonl:2"),
         ("train.csv", b'text,label\n"x,0\n', r"no CSV[^$]*train\.csv"),
-        ("train.csv", "text,label\nüber,0\n".encode("latin-1"), "not text in UTF-8"),
+        ("train.csv", "text,label\nüber,0\n".encode("latin-1"), "not UTF-8"),
+        (
+            "train.csv",
+            b"text,label\nfine, really,0\n",
+            r"more columns[^$]*' really'|more columns[^$]*'0'[^$]*train\.csv:2",
+        ),
+        ("train.csv", b"text,label\nfine,\n", r"nothing in the column 'label'[^$]*train\.csv:2"),
+        ("train.jsonl", b'{"text": null, "label": 0}', r"nothing in the column 'text'[^$]*None[^$]*train\.jsonl:1"),
         ("test.csv", b"text,label\nx,0\n", r"no file 'train\.csv'"),
     ],
 )
@@ -223,11 +264,19 @@ def test_broken_tables(tmp_path: Path, name: str, content: bytes, complaint: str
         load_data(f"table/{tmp_path}")
 
 
+def test_a_line_ends_at_a_line_feed_alone(tmp_path: Path) -> None:
+    """Unicode has other separators of lines, and JSON lets them stand in a text."""
+    rows = [(f"one{mark}two", "0") for mark in "\u2028\u0085\x0c"]
+    lines = [json.dumps({"text": text, "label": label}, ensure_ascii=False) for text, label in rows]
+    (tmp_path / "train.jsonl").write_text("\n\n".join(lines), "utf-8")
+    assert [s.texts[0] for s in load_data(f"table/{tmp_path}").split("train")] == [text for text, _ in rows]
+
+
 def test_two_files_of_one_split(tmp_path: Path) -> None:
     written(tmp_path, "train.csv", ROWS)
     written(tmp_path, "valid.csv", ROWS)
     written(tmp_path, "val.jsonl", ROWS)
-    with pytest.raises(DataError, match="two files are the split 'val'"):
+    with pytest.raises(DataError, match=r"two are the split 'val'[^$]*val\.jsonl and valid\.csv"):
         load_data(f"table/{tmp_path}")
 
 
@@ -309,6 +358,24 @@ def test_saved_datasets(tmp_path: Path) -> None:
         load_data({"source": "datasets", "path": str(tmp_path / "set"), "texts": ["txt"]})
     with pytest.raises(DataError, match="holds no saved dataset"):
         load_data({"source": "datasets", "path": str(tmp_path), "texts": ["text"]})
+
+
+def test_saved_datasets_as_benchmarks_have_them(tmp_path: Path) -> None:
+    """Labels that are names, and a test set whose labels are kept back."""
+    datasets = pytest.importorskip("datasets")
+    train = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": ["pos", "neg", "pos"]})
+    datasets.DatasetDict({"train": train}).save_to_disk(str(tmp_path / "names"))
+    named = load_data({"source": "datasets", "path": str(tmp_path / "names"), "texts": ["text"]})
+    assert named.classes == ("neg", "pos") and labels(named) == [1, 0, 1]
+    train, test = (datasets.Dataset.from_dict({"text": ["a", "b"], "label": given}) for given in ([0, 1], [-1, -1]))
+    datasets.DatasetDict({"train": train, "test": test}).save_to_disk(str(tmp_path / "kept"))
+    assert list(load_data({"source": "datasets", "path": str(tmp_path / "kept"), "texts": ["text"]}).splits) == [
+        "train"
+    ]
+    odd = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, None]})
+    odd.save_to_disk(str(tmp_path / "odd"))
+    with pytest.raises(DataError, match="the label None is out of range"):
+        load_data({"source": "datasets", "path": str(tmp_path / "odd"), "texts": ["text"]})
 
 
 def test_digits() -> None:
@@ -423,6 +490,13 @@ def test_refusals(case: str) -> None:
     data, error, told = REFUSALS[case]
     with pytest.raises(error, match=re.escape(told)):
         load_data(data)
+
+
+def test_a_folder_without_its_source_is_guessed(birds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(birds.parent)
+    for place in ("birds", birds, Path("birds")):
+        with pytest.raises(DataError, match=f"do you mean images/{place}"):
+            load_data(place if isinstance(place, Path) else str(place))
 
 
 def test_a_table_of_another_form(tmp_path: Path) -> None:

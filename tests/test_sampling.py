@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import fxtune
 from fxtune import cli
 from fxtune.errors import CheckpointError, DataError
+from fxtune.training import with_model
 from small_pipelines import SIZE, pipeline_of, tokenizer_in
 
 CAPTIONS = ["a red thing", "a blue thing", "a red thing"]
@@ -97,6 +98,8 @@ def test_refusals(pipeline: Any, drawn: Path) -> None:
         fxtune.sample(pipeline, CAPTIONS[:2], drawn, **FEW)
     with pytest.raises(CheckpointError, match="other captions"):
         fxtune.sample(pipeline, CAPTIONS, drawn, seed=1, **FEW)
+    with pytest.raises(CheckpointError, match="another model"):
+        fxtune.sample(with_model(pipeline, fxtune.apply(pipeline.unet, "bitfit", seed=0)), CAPTIONS, drawn, **FEW)
     assert before == json.dumps(sorted((path.name, path.stat().st_mtime_ns) for path in drawn.iterdir()))
 
 

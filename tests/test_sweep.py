@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fxtune import cli
-from fxtune.errors import DataError, FxtuneError, RuleError, SourceError, TrainingError
+from fxtune.errors import CheckpointError, DataError, FxtuneError, RuleError, SourceError, TrainingError
 from fxtune.resources import sweeps_dir
 from fxtune.sweeping import Sweep, Swept, sweep
 from fxtune.sweeping.cells import Cell, cells
@@ -110,6 +110,38 @@ def test_a_point_that_diverged_once_is_not_chosen() -> None:
     assert chosen(found[:1], ["test"], "accuracy", higher=True) is None
 
 
+def test_seeds_that_diverged_are_told_and_the_others_count() -> None:
+    """Where no point of the grid is whole, the row is that of the seeds that have ended."""
+    found = results_of({0.1: [0.9, 0.7, 0.5], 0.2: [0.8, 0.6, 0.4]})
+    for i in (0, 3, 4):
+        found[i] = (found[i][0], {"diverged": "the loss is nan"})
+    best = chosen(found, ["test"], "accuracy", higher=True)
+    assert best is not None and best["settings"] == {"lr": 0.1} and best["scores"] == {"test": (1 - 0.7, 0.5)}
+
+
+def test_another_sweep_in_the_same_folder_is_refused(swept: Swept) -> None:
+    before = (swept.folder / "table.md").read_bytes()
+    for changes, told in (({"settings": {"epochs": 4}}, "recipe"), ({"model": "sweep_models:resnet"}, "model")):
+        with pytest.raises(CheckpointError, match=f"another sweep[^$]*differs in {told}"):
+            sweep({**FILE, **changes}, swept.folder, progress=False)
+    assert (swept.folder / "table.md").read_bytes() == before
+
+
+def test_rules_by_another_name_than_their_file_s(tmp_path: Path) -> None:
+    """And one that the model can't take is told with its training."""
+    (tmp_path / "mine.yaml").write_text("fxtune: 1\nname: other\nrules: [{at: ffn, insert: {res_adapter: {dim: 2}}}]\n")
+    asked = {**FILE, "rules": [str(tmp_path / "mine.yaml")], "grid": {}, "seeds": [0]}
+    (row,) = sweep(asked, tmp_path / "out", processes=1, progress=False).rows
+    assert row.method == "mine" and row.saved_bytes is not None
+    with pytest.raises(FxtuneError, match=r"in the training convpass/recipe/seed 0"):
+        sweep(
+            {**asked, "model": "sweep_models:resnet", "rules": ["convpass"]},
+            tmp_path / "no",
+            processes=1,
+            progress=False,
+        )
+
+
 def test_cells_have_folders_of_their_own() -> None:
     asked = Sweep.model_validate(
         {
@@ -180,6 +212,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[FxtuneError], str]] = {
         DataError,
         "nothing to be tested on",
     ),
+    "two rule files of one name": ({"rules": ["lora", "rules/lora.yaml"]}, SourceError, "in one folder"),
     "a rule set twice": ({"rules": ["lora", "lora"]}, SourceError, "each entry once"),
     "a grid without val": (
         {"data": {"source": "digits", "parts": {"train": 0.8, "test": 0.2}}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -42,9 +43,13 @@ def with_classes(data: Data, names: Iterable[str]) -> Data:
 def parted(data: Data, parts: Mapping[str, float], seed: int) -> Data:
     """The training split divided, each class alike; splits of other names stay.
 
+    Where `train` is not named, it is the rest: ``{"val": 0.2}`` leaves it 0.8, and ``{"test": 1}`` nothing.
+
     Raises:
         DataError: there is already a split of such a name.
     """
+    rest = 1 - sum(parts.values())
+    parts = parts if "train" in parts or rest < 1e-9 else {"train": rest, **parts}
     taken = [name for name in parts if name != "train" and name in data.splits]
     if taken:
         raise DataError(
@@ -60,7 +65,7 @@ def parted(data: Data, parts: Mapping[str, float], seed: int) -> Data:
             end = round(reached * len(group))
             made[name] += group[start:end]
             start = end
-    others = {name: split for name, split in data.splits.items() if name not in parts}
+    others = {name: split for name, split in data.splits.items() if name not in (*parts, "train")}
     return data.with_splits({name: _shuffled(found, seed) for name, found in made.items()} | others)
 
 
@@ -70,13 +75,13 @@ def with_shots(data: Data, shots: int, seed: int) -> Data:
     Raises:
         DataError: a class has fewer.
     """
-    groups = _by_class(data.split("train"), seed)
-    for group in groups:
-        if len(group) < shots:
-            label = group[0].label
-            name = data.classes[label] if label is not None else "captions"
+    train = data.split("train")
+    groups = _by_class(train, seed)
+    counts = Counter(sample.label for sample in train)
+    for label, name in enumerate(data.classes) if data.classes else [(None, "captions")]:
+        if counts[label] < shots:
             raise DataError(
-                f"{shots} samples of each class are asked for, and {name!r} has {len(group)}",
+                f"{shots} samples of each class are asked for, and {name!r} has {counts[label]}",
                 where=data.source,
                 fix="ask for fewer `shots`",
             )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from fxtune.data import missing
+from fxtune.data.lines import numbered, objects, text_of
 from fxtune.data.pictures import from_file, images_in
 from fxtune.data.samples import Data, Sample, Split
 from fxtune.data.spec import Captions, Images, Vtab
@@ -17,6 +17,11 @@ SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "
 """Names that a split's folder or file may have, and the split's own."""
 
 
+def two_of(split: str, one: str, other: str, where: object) -> DataError:
+    """What is raised where a split is there twice, under names that mean the same."""
+    return DataError(f"two are the split {split!r}", found=f"{one} and {other}", where=str(where), fix="keep one")
+
+
 # ---- a folder for each class -----------------------------------------------------------------------------------------
 
 
@@ -24,18 +29,25 @@ def images(spec: Images) -> Data:
     """Splits and classes are folders: ``train/CLASS/IMAGE``."""
     layout = "train/CLASS/IMAGE, and val/ and test/ alike if there are such"
     root = missing.folder(spec.path, layout)
-    folders = {SPLITS[found.name]: found for found in _folders(root) if found.name in SPLITS}
-    if "train" not in folders and spec.parts:
+    folders: dict[str, Path] = {}
+    for found in _folders(root):
+        split = SPLITS.get(found.name)
+        if split in folders:
+            raise two_of(split, folders[split].name, found.name, root)
+        if split is not None:
+            folders[split] = found
+    if not folders and spec.parts:
         folders = {"train": root}  # only classes, to be divided
-    if "train" not in folders:
+    if not folders:
         raise DataError(
-            f"the folder {spec.path!r} has no training images",
+            f"the folder {spec.path!r} has no splits",
             found=f"the folders {', '.join(found.name for found in _folders(root)) or 'none'}",
             where=str(root.resolve()),
             fix=f"lay it out as {layout}; or, where its folders are classes, say how to divide them: "
             "`parts: {train: 0.8, test: 0.2}`",
         )
-    classes = tuple(found.name for found in _folders(folders["train"]))
+    # Others than the trained ones are told below; a set that is only tested on has its own.
+    classes = tuple(found.name for found in _folders(folders.get("train") or next(iter(folders.values()))))
     order = sorted(folders, key=list(SPLITS.values()).index)
     splits = {name: _classed(folders[name], classes) for name in order}
     return Data(f"images at {spec.path}", "images", classes, splits)
@@ -91,15 +103,11 @@ def vtab(spec: Vtab) -> Data:
 
 def _listed(path: Path) -> Iterator[tuple[int, str, str]]:
     """Label, file and place of each line."""
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    for where, line in numbered(path):
         name, _, label = line.strip().rpartition(" ")
         if not name or not label.isdecimal():
-            raise DataError(
-                "a line is no file and label", found=repr(line[:80]), where=f"{path}:{number}", fix="images/0001.png 3"
-            )
-        yield int(label), name, f"{path}:{number}"
+            raise DataError("a line is no file and label", found=repr(line[:80]), where=where, fix="images/0001.png 3")
+        yield int(label), name, where
 
 
 def _samples(root: Path, lines: list[tuple[int, str, str]], count: int) -> Iterator[Sample]:
@@ -137,14 +145,14 @@ def captions(spec: Captions) -> Data:
 
 
 def _described(metadata: Path) -> Iterator[Sample]:
-    for number, line in enumerate(metadata.read_text("utf-8").splitlines(), 1):
-        where = f"{metadata}:{number}"
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError("a line is no JSON", found=str(error), where=where) from None
-        if not isinstance(entry, Mapping) or not {"file_name", "text"} <= set(entry):
-            raise DataError("a line is no caption", found=line[:80], where=where, fix='{"file_name": ..., "text": ...}')
+    for where, entry in objects(metadata):
+        if not {"file_name", "text"} <= set(entry):
+            raise DataError(
+                "a line is no caption",
+                found=f"the keys {', '.join(entry)}",
+                where=where,
+                fix='{"file_name": ..., "text": ...}',
+            )
         path = metadata.parent / str(entry["file_name"])
         if not path.is_file():
             raise DataError(f"there is no image {path.name!r}", found=missing.beside(path), where=where)
@@ -155,4 +163,4 @@ def _beside(image: Path, layout: str) -> str:
     text = image.with_suffix(".txt")
     if not text.is_file():
         raise DataError("an image has no caption", found=f"no {text.name}", where=str(image), fix=layout)
-    return text.read_text("utf-8").strip()
+    return text_of(text).strip()

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fxtune.data import missing
-from fxtune.data.folders import SPLITS
+from fxtune.data.folders import SPLITS, two_of
 from fxtune.data.samples import Data, Kind, Sample, Split
 from fxtune.data.spec import Digits, Saved, Vision
 from fxtune.errors import DataError
@@ -33,13 +33,30 @@ def vision(spec: Vision) -> Data:
             found=f"nearest: {', '.join(near) or 'none'}",
             fix="write the name of a class of torchvision.datasets",
         )
-    made = {split: _made(cls, spec, given) for split, given in _divisions(cls, spec).items()}
+    made = _splits_made(cls, spec)
     classes = tuple(map(str, getattr(made["train"], "classes", ()))) or None
     labels = {split: _labels(dataset) for split, dataset in made.items()}
     count = len(classes) if classes else 1 + max(labels["train"])
     name = f"torchvision's {spec.dataset}"
     splits = {split: Split(tuple(_of_vision(name, split, made[split], labels[split], count))) for split in made}
     return Data(name, "images", classes or tuple(map(str, range(count))), splits)
+
+
+def _splits_made(cls: Any, spec: Vision) -> dict[str, Any]:
+    """Its splits. What a class may call them, only its documentation says: of the usual names, those that it takes."""
+    made, refused = {}, ""
+    for split, given in _divisions(cls, spec).items():
+        try:
+            made[split] = _made(cls, spec, given)
+        except ValueError as error:
+            refused = str(error)
+    if "train" not in made:
+        raise DataError(
+            f"torchvision's {spec.dataset} has no split that fxtune knows",
+            found=refused,
+            fix="save it as a folder of images, or with the library `datasets`",
+        )
+    return made
 
 
 def _divisions(cls: Any, spec: Vision) -> dict[str, dict[str, Any]]:
@@ -54,7 +71,6 @@ def _divisions(cls: Any, spec: Vision) -> dict[str, dict[str, Any]]:
                 fix="say how to divide it: `parts: {train: 0.8, test: 0.2}`",
             )
         return {"train": {}}
-    # What else a class may call a split, its documentation says; the three usual ones are tried.
     return {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
 
 
@@ -114,7 +130,12 @@ def saved(spec: Saved) -> Data:
             fix="write it with `save_to_disk`",
         ) from None
     tables: Mapping[str, Any] = loaded if isinstance(loaded, Mapping) else {"train": loaded}
-    named = {SPLITS.get(name, name): table for name, table in tables.items()}
+    named: dict[str, Any] = {}
+    for name, table in tables.items():
+        split = SPLITS.get(name, name)
+        if split in named:
+            raise two_of(split, split, name, spec.path)
+        named[split] = table
     if "train" not in named:
         raise DataError(f"the dataset {spec.path!r} has no training split", found=f"the splits {', '.join(tables)}")
     for name in (*filter(None, [spec.image]), *spec.texts):
@@ -128,14 +149,27 @@ def saved(spec: Saved) -> Data:
         )
     kind: Kind = "captions" if spec.image and spec.texts else "images" if spec.image else "texts"
     classes = () if kind == "captions" else _class_names(named["train"], spec)
+    if classes:
+        named = {name: table for name, table in named.items() if name == "train" or _has_labels(table, spec)}
     splits = {name: Split(tuple(_of_saved(spec, name, table, classes))) for name, table in named.items()}
     return Data(f"the dataset at {spec.path}", kind, classes, splits)
 
 
 def _class_names(table: Any, spec: Saved) -> tuple[str, ...]:
     _check_column(spec.label, table, spec)
-    names = getattr(table.features[spec.label], "names", None)
-    return tuple(names) if names else tuple(map(str, range(1 + max(table[spec.label]))))
+    names, labels = getattr(table.features[spec.label], "names", None), table[spec.label]
+    if not names and any(isinstance(label, str) for label in labels):
+        return tuple(sorted(set(map(str, labels))))
+    return (
+        tuple(names)
+        if names
+        else tuple(map(str, range(1 + max((label for label in labels if label is not None), default=-1))))
+    )
+
+
+def _has_labels(table: Any, spec: Saved) -> bool:
+    """Whether any sample has one: the test sets of benchmarks have -1 throughout, and nothing can be tested on them."""
+    return spec.label in table.column_names and any(label not in (-1, None) for label in table[spec.label])
 
 
 def _check_column(name: str, table: Any, spec: Saved) -> None:
@@ -150,10 +184,11 @@ def _check_column(name: str, table: Any, spec: Saved) -> None:
 
 def _of_saved(spec: Saved, split: str, table: Any, classes: tuple[str, ...]) -> Iterator[Sample]:
     texts = list(zip(*(table[name] for name in spec.texts), strict=True)) if spec.texts else [()] * len(table)
-    labels = table[spec.label] if classes else [None] * len(table)
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = [numbers.get(label, label) for label in table[spec.label]] if classes else [None] * len(table)
     for i, (label, sentences) in enumerate(zip(labels, texts, strict=True)):
         where = f"{spec.path}, {split} {i}"
-        if label is not None:
+        if classes:
             _check_range(label, len(classes), where)
         picture = partial(_cell, table, i, spec.image, where) if spec.image else None
         yield Sample(where, label, tuple(map(str, sentences)), picture)
@@ -166,9 +201,14 @@ def _cell(table: Any, index: int, column: str, where: str) -> Image:
         raise DataError("an image can't be decoded", found=f"{type(error).__name__}: {error}", where=where) from None
 
 
-def _check_range(label: int, count: int, where: str) -> None:
-    if not 0 <= label < count:
-        raise DataError(f"the label {label} is out of range", found=f"{count} classes, 0 to {count - 1}", where=where)
+def _check_range(label: Any, count: int, where: str) -> None:
+    if not isinstance(label, int) or not 0 <= label < count:
+        raise DataError(
+            f"the label {label!r} is out of range",
+            found=f"{count} classes, 0 to {count - 1}",
+            where=where,
+            fix="mend the label, or leave the sample out",
+        )
 
 
 # ---- scikit-learn ----------------------------------------------------------------------------------------------------

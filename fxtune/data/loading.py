@@ -69,22 +69,25 @@ def _document(data: DataLike) -> Document:
         return source.from_data(data.model_dump(mode="json", exclude_unset=True), f"the source {data.source}")  # type: ignore[attr-defined]
     if isinstance(data, Mapping):
         return source.from_data(data, "<data>")
+    if isinstance(data, Path) and data.is_dir():
+        raise _unknown(data.name, None, str(data))
     if isinstance(data, Path) or data.endswith((".yaml", ".yml")):
         return source.load(Path(data).expanduser())
     kind, _, rest = data.partition("/")
     if kind not in KINDS:
-        raise _unknown(kind, None)
+        raise _unknown(kind, None, data)
     short = KINDS[kind].short
     if rest and short is None:
         raise DataError(f"{kind} takes nothing behind its name", found=repr(data), fix=f"write {kind!r}")
     return source.from_data({"source": kind, **({short: rest} if rest and short else {})}, repr(data))
 
 
-def _unknown(kind: object, where: str | None) -> DataError:
+def _unknown(kind: object, where: str | None, place: str = "") -> DataError:
     near = nearest(str(kind), KINDS, 1)
     return DataError(
         f"there is no source of data called {kind!r}",
         found=f"the sources {', '.join(KINDS)}" + (f"; nearest: {near[0]!r}" if near else ""),
         where=where,
-        fix="write SOURCE/PATH, as in images/birds, or a YAML file with `source:` in it",
+        fix="write SOURCE/PATH, as in images/birds, or a YAML file with `source:` in it"
+        + (f"; {place} is a folder: do you mean images/{place}?" if place and Path(place).is_dir() else ""),
     )

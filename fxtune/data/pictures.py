@@ -39,9 +39,16 @@ def opened(path: Path) -> Image:
     image = library("PIL.Image", what="An image", extra="train")
     try:
         with image.open(path) as found:
-            decoded: Image = found.convert("RGB")
+            decoded: Image = _of_eight_bits(found).convert("RGB")
             return decoded
     except (OSError, SyntaxError, ValueError, image.DecompressionBombError) as error:
         raise DataError(
             "an image can't be decoded", found=f"{type(error).__name__}: {error}", where=str(path)
         ) from None
+
+
+def _of_eight_bits(image: Image) -> Image:
+    """Grey of 16 bits from 0 to 255: Pillow would cut off all above, and leave a white image."""
+    if not image.mode.startswith("I;16") and image.mode != "I":
+        return image
+    return image.convert("I").point(lambda value: value / 257).convert("L")

@@ -1,4 +1,4 @@
-"""The form of what `data:` says in a recipe: a source, what it needs, and what is chosen of it."""
+"""The form of data: a source, what it needs, and what is chosen of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Source(BaseModel):
 
     parts: Parts = Field(
         default={},
-        description="divides the training split anew, each class alike: {train: 0.8, val: 0.1, test: 0.1}",
+        description="divides the training split anew, each class alike: {train: 0.8, val: 0.1, test: 0.1}; "
+        "where `train` is not named, it is the rest",
     )
     choose: list[str] = Field(
         default=[], description="only samples of these classes, which are then counted in this order; all by default"

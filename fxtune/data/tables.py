@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fxtune.data import missing
-from fxtune.data.folders import SPLITS
+from fxtune.data.folders import SPLITS, two_of
+from fxtune.data.lines import not_utf8, objects
 from fxtune.data.samples import Data, Sample, Split
 from fxtune.data.spec import Reviews, Table
 from fxtune.errors import DataError
@@ -42,8 +42,7 @@ def _files(spec: Table) -> dict[str, Path]:
         if split is None or path.suffix not in _READERS:
             continue
         if split in found:
-            raise DataError(f"two files are the split {split!r}", found=f"{found[split].name} and {path.name}",
-                            where=str(root.resolve()), fix="keep one")  # fmt: skip
+            raise two_of(split, found[split].name, path.name, root.resolve())
         found[split] = path
     if "train" not in found:
         missing.file(root / "train.csv", layout)
@@ -54,7 +53,7 @@ def _rows(path: Path) -> Iterator[Row]:
     try:
         yield from _reader(path)(path)
     except UnicodeDecodeError as error:
-        raise DataError("a table is not text in UTF-8", found=str(error), where=str(path)) from None
+        raise not_utf8(path, error) from None
 
 
 def _csv(path: Path) -> Iterator[Row]:
@@ -62,26 +61,20 @@ def _csv(path: Path) -> Iterator[Row]:
         reader = csv.DictReader(file, strict=True)
         try:
             for row in reader:
-                yield f"{path}:{reader.line_num}", {name: value for name, value in row.items() if value is not None}
+                where = f"{path}:{reader.line_num}"
+                if None in row:
+                    raise DataError(
+                        "a row has more columns than the header",
+                        found=", ".join(map(repr, row[None])),
+                        where=where,
+                        fix='put texts with commas between quotes: "I like it, really",good',
+                    )
+                yield where, {name: value for name, value in row.items() if value is not None}
         except csv.Error as error:
             raise DataError("a line is no CSV", found=str(error), where=f"{path}:{reader.line_num}") from None
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        where = f"{path}:{number}"
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError("a line is no JSON", found=str(error), where=where) from None
-        if not isinstance(entry, dict):
-            raise DataError("a line is no JSON object", found=line[:80], where=where)
-        yield where, entry
-
-
-_READERS = {".csv": _csv, ".jsonl": _jsonl}
+_READERS = {".csv": _csv, ".jsonl": objects}
 
 
 def _reader(path: Path) -> Any:
@@ -104,7 +97,11 @@ def _read(spec: Table, where: str, row: Mapping[str, Any]) -> tuple[tuple[str, .
                 f"a row has no column {column!r}",
                 found=f"the columns {', '.join(map(str, row))}" + (f"; nearest: {near[0]!r}" if near else ""),
                 where=where,
-                fix="name the columns: `texts: [sentence]`, `label: class`",
+                fix="name the columns in a file of data: `{source: table, path: ..., texts: [sentence], label: class}`",
+            )
+        if row[column] is None or not str(row[column]).strip():
+            raise DataError(
+                f"a row has nothing in the column {column!r}", found=repr(row[column]), where=where, fix="mend the row"
             )
     return tuple(str(row[column]) for column in spec.texts), str(row[spec.label]), where
 

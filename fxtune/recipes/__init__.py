@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fxtune.recipes.loading import RecipeLike, load_recipe, shipped_recipes
+from fxtune.recipes.loading import USUAL, RecipeLike, load_recipe, shipped_recipes
 from fxtune.recipes.spec import Images, Optimizer, Recipe, Schedule, Texts
 
 __all__ = [
+    "USUAL",
     "Images",
     "Optimizer",
     "Recipe",

@@ -14,6 +14,9 @@ from fxtune.source import Document, nearest
 
 RecipeLike = str | Path | Mapping[str, Any] | Recipe
 
+USUAL = {"images": "images", "texts": "text", "captions": "text_to_image"}
+"""The shipped recipe that is taken for each kind of data where none is named."""
+
 
 def load_recipe(recipe: RecipeLike, changes: Mapping[str, Any] | None = None) -> Recipe:
     """The recipe that `recipe` names.

@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1, strict=True)]
 Rate = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
+Scales = Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)]
 
 
 class _Part(BaseModel):
@@ -22,7 +24,7 @@ class Optimizer(_Part):
     lr: float = Field(gt=0, description="the learning rate at its highest")
     head_lr: float | None = Field(default=None, gt=0, description="that of the head; `lr` by default")
     weight_decay: Rate = Field(default=0.0, description="of matrices; biases, norms and scales have none")
-    betas: tuple[float, float] = Field(default=(0.9, 0.999), description="of adamw")
+    betas: tuple[Share, Share] = Field(default=(0.9, 0.999), description="of adamw")
     eps: float = Field(default=1e-8, gt=0, description="of adamw")
     momentum: Rate = Field(default=0.9, description="of sgd")
 
@@ -52,7 +54,7 @@ class Images(_Part):
     )
     flip: bool = Field(default=True, strict=True, description="mirrored, one in two, in training")
     mean: Channels = Field(default=[0.485, 0.456, 0.406], description="of each channel, which is taken off")
-    std: Channels = Field(default=[0.229, 0.224, 0.225], description="of each channel, which it is divided by")
+    std: Scales = Field(default=[0.229, 0.224, 0.225], description="of each channel, which it is divided by")
 
 
 class Texts(_Part):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 
 import torch
 
+from fxtune.digests import digest_of
 from fxtune.errors import CheckpointError, DataError
 from fxtune.files import replacing
 from fxtune.libraries import library
 from fxtune.progress import progress as with_bar
-from fxtune.training import seed_of
+from fxtune.training import denoised, seed_of
 
 CAPTIONS = "metadata.jsonl"
 
@@ -53,13 +55,15 @@ def sample(
 
     Raises:
         DataError: there are no captions.
-        CheckpointError: the folder holds images for other captions, or can't be written to.
+        CheckpointError: the folder holds images for other captions, or of another model; or can't be written to.
     """
     if not captions:
         raise DataError("nothing is to be drawn", found="no captions", fix="give one for each image")
     folder = Path(out)
     files = [folder / f"{i:05d}.png" for i in range(len(captions))]
-    settings = {"steps": steps, "guidance": guidance, "seed": seed}
+    weights = pipeline.components[denoised(pipeline)].state_dict()
+    model = hashlib.sha256("".join(digest_of(weights[name]) for name in sorted(weights)).encode()).hexdigest()[:16]
+    settings = {"steps": steps, "guidance": guidance, "seed": seed, "model": model}
     lines = [
         json.dumps({"file_name": file.name, "text": caption, **settings})
         for file, caption in zip(files, captions, strict=True)
@@ -87,7 +91,7 @@ def _begin(folder: Path, lines: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists() and path.read_text("utf-8") != lines:
             raise CheckpointError(
-                "this folder holds images for other captions, or drawn otherwise", where=str(path),
+                "this folder holds images for other captions, or drawn otherwise or by another model", where=str(path),
                 fix="draw into another folder",
             )  # fmt: skip
         with replacing(path) as partial:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from fxtune.data import Data, load_data
-from fxtune.errors import TrainingError
+from fxtune.errors import FxtuneError, TrainingError
 from fxtune.files import replacing
-from fxtune.recipes import load_recipe
+from fxtune.recipes import USUAL, Recipe, load_recipe
 from fxtune.sweeping.spec import Sweep
 from fxtune.training import tokenizer_of, tune
 
@@ -69,6 +69,11 @@ def data_of(sweep: Sweep, cell: Cell) -> Data:
     return load_data(sweep.data, {**cell.options, **({"seed": cell.seed} if sweep.redraw else {})})
 
 
+def recipe_of(sweep: Sweep, data: Data, changes: Mapping[str, Any]) -> Recipe:
+    """How it trains, with changes."""
+    return load_recipe(USUAL[data.kind] if sweep.recipe is None else sweep.recipe, changes)
+
+
 def _points(values: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
     return [dict(zip(values, some, strict=True)) for some in itertools.product(*values.values())]
 
@@ -92,7 +97,8 @@ def train(sweep: Sweep, cell: Cell, out: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     sys.path.insert(0, str(Path.cwd()))
-    data, recipe = data_of(sweep, cell), load_recipe(sweep.recipe, sweep.settings)
+    data = data_of(sweep, cell)
+    recipe = recipe_of(sweep, data, sweep.settings)
     words = tokenizer_of(sweep.tokenizer or sweep.model) if data.kind == "texts" else None
     folder = out / cell.folder
     try:
@@ -109,3 +115,6 @@ def train(sweep: Sweep, cell: Cell, out: Path, threads: int) -> None:
     except TrainingError as error:  # a learning rate of the grid that is too high is an answer, too
         with replacing(folder / DIVERGED) as partial:
             partial.write_text(json.dumps({"diverged": str(error)}) + "\n", "utf-8")
+    except FxtuneError as error:
+        told = f"{error.asked} (in the training {cell.folder})"
+        raise type(error)(told, found=error.found, where=error.where, fix=error.fix) from None

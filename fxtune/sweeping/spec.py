@@ -24,7 +24,9 @@ class Sweep(BaseModel):
     about: str = Field(default="", description="one or two sentences on what it is for")
     model: str = Field(description="a name that the command line takes; module:factory for one of your own")
     data: str | dict[str, Any] = Field(description="what `fxtune tune` takes, or a source with its options")
-    recipe: str | dict[str, Any] = Field(default="images", description="a shipped recipe, a file, or a recipe")
+    recipe: str | dict[str, Any] | None = Field(
+        default=None, description="a shipped recipe, a file, or a recipe; by default the usual one for such data"
+    )
     settings: dict[str, Any] = Field(default={}, description="changes of the recipe, by dotted names")
     rules: Annotated[list[str | list[str]], Field(min_length=1), AfterValidator(_each_once)] = Field(
         description="rule sets or rule files, a row of the table each; a list is several at once"

@@ -7,24 +7,25 @@ import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from fxtune import source
 from fxtune.accounting import memory
 from fxtune.data import Data, load_data
-from fxtune.errors import DataError, FxtuneError, SourceError, TrainingError
+from fxtune.errors import CheckpointError, DataError, FxtuneError, SourceError, TrainingError
 from fxtune.files import replacing
 from fxtune.names import resolve
 from fxtune.progress import progress as with_bar
-from fxtune.recipes import load_recipe
 from fxtune.resources import sweeps_dir
 from fxtune.rules import load as load_rules
 from fxtune.source import Document, nearest
-from fxtune.sweeping.cells import Cell, cells, data_of, method, result_of, train
+from fxtune.sweeping.cells import Cell, cells, data_of, recipe_of, result_of, train
 from fxtune.sweeping.drawing import plots
 from fxtune.sweeping.spec import Sweep
 from fxtune.sweeping.table import Row, chosen, drawn, markdown
@@ -67,7 +68,11 @@ def sweep(
     """Trains by every rule set, seed and setting that a file names, and tells what each comes to.
 
     Of a grid's points, each method takes the one with the best mean on `val` over the seeds. Called again it goes on:
-    trainings that have ended are not done again, and a killed one goes on where it was.
+    trainings that have ended are not done again, and a killed one goes on where it was. Rules, seeds and points of the
+    grid may be added meanwhile.
+
+    The trainings run in processes of their own, which import the calling script: in a script, call it under
+    ``if __name__ == "__main__":``.
 
     Args:
         file: a shipped sweep's name (``few_shot``, ``domains``); the path of a YAML file; or a mapping of the same
@@ -75,17 +80,21 @@ def sweep(
         out: folder for the trainings, `results.json`, `table.md`, `curves.png`, `weights.png` and `memory.png`.
         model: in the place of the file's, which a shipped sweep leaves open.
         data: likewise.
-        processes: how many train at the same time; as many as there are processors by default.
+        processes: how many train at the same time; by default as many as there are processors, or one where there is a
+            GPU.
         progress: whether a terminal shows how far it is.
 
     Raises:
         SourceError, DataError, RuleError: what the file names is not there; nothing was trained then.
-        TrainingError: every training has diverged.
+        CheckpointError: the folder holds another sweep.
+        PlanError: a method does not work on the model; what has ended by then stays.
+        TrainingError: every training has diverged, or a process was killed.
     """
     asked, folder = _asked(file, model, data), Path(out)
     known = load_data(asked.data)
     splits = _splits(asked, known)
     _check(asked, known, splits)
+    _begin(asked, known, folder)
     todo = list(cells(asked))
     _train(asked, [cell for cell in todo if result_of(cell, folder) is None], folder, processes, bar=progress)
     measure = "loss" if known.kind == "captions" else "accuracy"
@@ -97,7 +106,8 @@ def sweep(
             continue
         folders[row] = best.pop("folders")
         diverged = sum(measure not in result for _, result in own)
-        rows.append(Row(row, saved_bytes=_saved(asked, own[0][0].rules, known), diverged=diverged, **best))
+        saved = _saved(asked, own[0][0].rules, known, best["settings"])
+        rows.append(Row(row, saved_bytes=saved, diverged=diverged, **best))
     if not rows:
         raise TrainingError(
             "every training of this sweep has diverged",
@@ -114,7 +124,7 @@ def sweep(
 def _asked(file: str | Path | Mapping[str, Any], model: str | None, data: str | Mapping[str, Any] | None) -> Sweep:
     document = _document(file)
     given = {name: value for name, value in (("model", model), ("data", data)) if value is not None}
-    if not given:
+    if not given or not isinstance(document.data, Mapping):
         return document.validate(Sweep)
     return source.from_data({**document.data, **given}, f"{document.name}, changed").validate(Sweep)
 
@@ -150,6 +160,35 @@ def _splits(asked: Sweep, data: Data) -> tuple[str, ...]:
     return found
 
 
+ASKED = "sweep.json"
+"""What the trainings of a folder have in common."""
+
+
+def _begin(asked: Sweep, data: Data, folder: Path) -> None:
+    """Writes what is asked, or sees that it is what was asked before.
+
+    Raises:
+        CheckpointError: it is another sweep.
+    """
+    recipe = recipe_of(asked, data, asked.settings).model_dump(mode="json")
+    shared = {name: getattr(asked, name) for name in ("model", "data", "redraw", "tokenizer")} | {"recipe": recipe}
+    path, now = folder / ASKED, json.loads(json.dumps(shared))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        then = json.loads(path.read_text("utf-8")) if path.exists() else now
+        if then != now:
+            raise CheckpointError(
+                "this folder holds another sweep",
+                found=f"it differs in {', '.join(name for name in now if then.get(name) != now[name])}",
+                where=str(path),
+                fix="give what it was begun with, or name another folder",
+            )
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(now, indent=2) + "\n", "utf-8")
+    except OSError as error:
+        raise CheckpointError("this folder can't be written to", found=str(error), where=str(folder)) from None
+
+
 def _check(asked: Sweep, data: Data, splits: Sequence[str]) -> None:
     """What can be told before hours of training."""
     for split in splits:
@@ -163,15 +202,22 @@ def _check(asked: Sweep, data: Data, splits: Sequence[str]) -> None:
         )
     for rules in asked.rules:
         load_rules(rules)
+    folders: dict[str, Cell] = {}
     for cell in cells(asked):
-        load_recipe(asked.recipe, {**asked.settings, **cell.settings, "seed": cell.seed})
+        recipe_of(asked, data, {**asked.settings, **cell.settings, "seed": cell.seed})
+        if (other := folders.setdefault(cell.folder.casefold(), cell)) is not cell:
+            raise SourceError(
+                "two trainings of this sweep would lie in one folder",
+                found=f"{cell.folder}, by {other.rules} and by {cell.rules}",
+                fix="give the rule files different names",
+            )
     for cell in {repr(cell.options): cell for cell in cells(asked)}.values():
         data_of(asked, cell)
 
 
 def _train(asked: Sweep, todo: list[Cell], folder: Path, processes: int | None, *, bar: bool) -> None:
-    processors = os.cpu_count() or 1
-    count = min(processes or processors, max(1, len(todo)))
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = min(processes or (1 if torch.accelerator.is_available() else processors), max(1, len(todo)))
     threads = max(1, processors // count)
     # A process of its own for each, which forgets all when it ends: that a cell ran before another changes nothing.
     with ProcessPoolExecutor(count, _processes(), max_tasks_per_child=1) as pool:
@@ -180,8 +226,17 @@ def _train(asked: Sweep, todo: list[Cell], folder: Path, processes: int | None, 
             ended = as_completed(running)
             for one in with_bar(ended, "Training", len(todo)) if bar else ended:
                 one.result()
+        except BrokenProcessPool:
+            raise TrainingError(
+                "a process of this sweep was killed",
+                found="as the system does where memory runs out",
+                where=str(folder),
+                fix="train fewer at a time: processes=1 (--processes 1). In a script, call `sweep` under "
+                '`if __name__ == "__main__":`',
+            ) from None
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in running:
+                future.cancel()
             raise
 
 
@@ -194,14 +249,21 @@ def _processes() -> Any:
     return context
 
 
-def _saved(asked: Sweep, rules: str | list[str], data: Data) -> int | None:
-    """Bytes that a step saves for backward; None where no model card knows the inputs."""
-    recipe = load_recipe(asked.recipe, asked.settings)
-    classes = len(data.classes) or None
+def _saved(asked: Sweep, rules: str | list[str], data: Data, point: Mapping[str, Any]) -> int | None:
+    """Bytes that a step saves for backward; None where that can't be told of this model."""
+    recipe = recipe_of(asked, data, {**asked.settings, **point})
+    size = recipe.images.size
     try:
-        built = resolve(asked.model, meta=True, classifies=None if data.kind == "captions" else data.kind)
-        report = memory(built, rules, batch=recipe.batch, num_classes=classes)
-        return report[method(rules)].saved_for_backward
+        report = memory(
+            resolve(asked.model, meta=True, classifies=None if data.kind == "captions" else data.kind),
+            rules,
+            batch=recipe.batch,
+            autocast=None if recipe.precision == "float32" else recipe.precision,
+            checkpointing=recipe.checkpointing,
+            example_inputs=(torch.zeros(2, 3, size, size),) if data.kind == "images" else None,
+            num_classes=len(data.classes) or None,
+        )
+        return report[" + ".join(rule_set.name for rule_set in load_rules(rules))].saved_for_backward
     except FxtuneError:
         return None
 

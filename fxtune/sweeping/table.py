@@ -49,12 +49,18 @@ class Row:
 def chosen(
     results: Sequence[tuple[Cell, Mapping[str, Any]]], splits: Sequence[str], measure: str, *, higher: bool
 ) -> dict[str, Any] | None:
-    """The best point of the grid among the results of one row, and its scores; None where all have diverged."""
+    """The best point of the grid among the results of one row, and its scores; None where all have diverged.
+
+    A point at which some seeds have diverged is only taken where they have at every other one, too; its scores are
+    those of the rest.
+    """
     points: dict[str, list[tuple[Cell, Mapping[str, Any]]]] = {}
     for cell, result in results:
         points.setdefault(repr(sorted(cell.settings.items())), []).append((cell, result))
-    whole = [found for found in points.values() if all(measure in result for _, result in found)]
-    if not whole:
+    ended = [[(cell, result) for cell, result in found if measure in result] for found in points.values()]
+    most = max(map(len, ended), default=0)
+    whole = [found for found in ended if len(found) == most]
+    if not most:
         return None
     if len(points) > 1:
         on_val = [statistics.fmean(result[measure]["val"] for _, result in found) for found in whole]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fxtune.training.denoising import denoised, with_model
-from fxtune.training.evaluating import evaluate
+from fxtune.training.evaluating import accelerator, evaluate
 from fxtune.training.order import seed_of
-from fxtune.training.run import Run
+from fxtune.training.run import Run, told_beside
 from fxtune.training.tokenizing import tokenizer_of
 from fxtune.training.tune import tune
 
-__all__ = ["Run", "denoised", "evaluate", "seed_of", "tokenizer_of", "tune", "with_model"]
+__all__ = ["Run", "accelerator", "denoised", "evaluate", "seed_of", "tokenizer_of", "told_beside", "tune", "with_model"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from fxtune.data import Data, DataLike, load_data
 from fxtune.libraries import library
-from fxtune.recipes import Recipe, RecipeLike, load_recipe
+from fxtune.recipes import USUAL, Recipe, RecipeLike, load_recipe
 from fxtune.training.objective import Classification, Objective
 from fxtune.training.order import Key
 from fxtune.training.preparing import Preparation, Prepared, Tokenizer, dtype_of, preparation
@@ -23,25 +24,32 @@ def evaluate(
     data: DataLike | Data,
     *,
     split: str = "test",
-    recipe: RecipeLike = "images",
+    recipe: RecipeLike | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> float:
-    """The share of a split's samples whose class the model tells rightly.
+    """The share of a split's samples whose class the model tells rightly. A warning names what could not be decoded.
 
     Args:
         model: a model for classification, tuned or not; it is in evaluation mode meanwhile.
         data: what `load_data` takes, or data.
         split: which split of theirs.
-        recipe: what is done to images and sentences, and the size of a batch.
+        recipe: what is done to images and sentences, and the size of a batch: that of the training. The usual one for
+            such data by default.
         tokenizer: for sentences.
 
     Raises:
-        DataError: there is no such split.
+        DataError: there is no such split, or nothing in it could be decoded.
         InputError: the model gives no logits of so many classes.
+        TrainingError: its logits are not finite.
     """
-    known, how = data if isinstance(data, Data) else load_data(data), load_recipe(recipe)
+    known = data if isinstance(data, Data) else load_data(data)
+    how = load_recipe(recipe or USUAL[known.kind])
     prepared = preparation(known, how, tokenizer, accepts_of(model))
-    return measured(model, known, split, prepared, Classification(len(known.classes)), how, accelerator())
+    score, unreadable = measured(model, known, split, prepared, Classification(len(known.classes)), how, accelerator())
+    if unreadable:
+        told = "\n  ".join(unreadable)
+        warnings.warn(f"{len(unreadable):,} samples could not be decoded and were left out:\n  {told}", stacklevel=2)
+    return score
 
 
 def measured(
@@ -53,11 +61,9 @@ def measured(
     recipe: Recipe,
     processes: Any,
     workers: int = 0,
-) -> float:
-    """The measure of a split over all processes, each with its share of the samples.
-
-    An image that can't be decoded is left out.
-    """
+) -> tuple[float, tuple[str, ...]]:
+    """The measure of a split over all processes, each with its share of the samples; and what could not be decoded,
+    and why, which is left out."""
     samples = data.split(split)
     prepared = Prepared(samples, preparation, recipe.seed, training=False)
     loader = DataLoader(
@@ -68,15 +74,22 @@ def measured(
     )
     device = next(model.parameters()).device
     metric = objective.metric().to(device)
-    was_training = model.training
+    was_training, unreadable = model.training, []
     model.eval()
     try:
         with torch.no_grad():
             for batch in loader:
+                unreadable += batch.unreadable
                 objective.update(metric, model, batch.to(device, dtype_of(model)), samples.among)
     finally:
         model.train(was_training)
-    return objective.result(metric)
+    return objective.result(metric), of_all(unreadable)
+
+
+def of_all(told: list[str]) -> tuple[str, ...]:
+    """What any process tells, each once."""
+    utilities = library("accelerate.utils", what="Training", extra="train")
+    return tuple(sorted(set(utilities.gather_object(told))))
 
 
 def accepts_of(model: nn.Module) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxtune.errors import DataError, InputError
+from fxtune.errors import DataError, InputError, TrainingError
 from fxtune.libraries import library
 from fxtune.training.preparing import Batch
 
@@ -51,6 +53,8 @@ class Objective(ABC):
 
     def better(self, found: float, best: float | None) -> bool:
         """Whether a measure is better than the best so far."""
+        if math.isnan(found):
+            return False
         return best is None or (found > best if self.higher else found < best)
 
 
@@ -78,11 +82,22 @@ class Classification(Objective):
         return torchmetrics.MulticlassStatScores(self.classes, average="micro")
 
     def update(self, metric: Any, model: nn.Module, batch: Batch, among: Sequence[int] | None) -> None:
-        found, counts = answers(self._logits(model, batch), among), batch.weights > 0
-        metric.update(found[counts], batch.labels[counts])
+        logits, counts = self._logits(model, batch), batch.weights > 0
+        if not counts.any():
+            return  # nothing but what fills, or what can't be decoded
+        if not bool(torch.isfinite(logits[counts]).all()):
+            raise TrainingError(
+                "the model's logits are not finite",
+                found="NaN or infinite values, from which no class can be told",
+                fix="train with a lower learning rate, in another folder: optimizer.lr",
+            )
+        metric.update(answers(logits, among)[counts], batch.labels[counts])
 
     def result(self, metric: Any) -> float:
-        right, _, _, wrong, _ = metric.compute().tolist()  # counts: torchmetrics' own accuracy is rounded to float32
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The ``compute`` method")  # a process may have had nothing that counts
+            counted = metric.compute()
+        right, _, _, wrong, _ = counted.tolist()  # counts: torchmetrics' own accuracy is rounded to float32
         if not right + wrong:
             raise DataError("accuracy is a share of something", found="no sample that could be decoded")
         return float(right / (right + wrong))

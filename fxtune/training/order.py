@@ -1,7 +1,7 @@
 """Which samples make up which step: a function of the seed and the step's number alone.
 
 So a training that goes on after a kill needs no stored random state, and neither the number of processes nor that of
-loading workers changes what a step computes.
+loading workers changes what a step computes, but for the noise of dropout.
 """
 
 from __future__ import annotations

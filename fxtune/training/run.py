@@ -29,7 +29,7 @@ class Run:
         epochs: how many were trained.
         best_epoch: the one, counted from 1, whose weights these are; None without `val`: those of the last.
         trained_weights: how many weights trained.
-        unreadable: each training sample that could not be decoded, and why; they were left out.
+        unreadable: each sample that could not be decoded, and why; they were left out.
         pipeline: for captions, the pipeline with the tuned model in it.
     """
 
@@ -77,3 +77,13 @@ def write_result(run: Run, training: Mapping[str, Any]) -> None:
         raise CheckpointError(
             "what a training reached can't be written", found=str(error), where=str(run.folder)
         ) from None
+
+
+def told_beside(tuned: Path) -> dict[str, Any] | None:
+    """What `run.json` says of the training that left this model; None where it lies elsewhere."""
+    path = tuned.parent / RESULT
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found["training"] if isinstance(found, dict) and isinstance(found.get("training"), dict) else None

@@ -22,6 +22,8 @@ from fxtune.training.layout import Layout, laid_out, whole
 from fxtune.tuned import TunedModel, own_tensors
 
 FILE = "state.safetensors"
+WEIGHTS = "weights at the start"
+"""What tells two trainings apart that are else alike."""
 _MODEL, _OPTIMIZER = "model/", "optimizer/"
 
 
@@ -91,14 +93,23 @@ def read_state(folder: Path, training: Mapping[str, Any]) -> tuple[Standing, dic
         ) from None
     now = json.loads(json.dumps(training))
     if standing.training != now:
-        odd = [name for name in {**standing.training, **now} if standing.training.get(name) != now.get(name)]
+        odd = _differing(standing.training, now)
+        seeded = " (a function that draws a model's weights must seed itself)" if WEIGHTS in odd else ""
         raise CheckpointError(
             "this folder holds another training",
             found=f"it differs in {', '.join(odd)}",
             where=str(path),
-            fix="give the arguments that it was begun with, or name another folder",
+            fix=f"give the arguments that it was begun with{seeded}, or name another folder",
         )
     return standing, tensors
+
+
+def _differing(one: Any, other: Any, name: str = "") -> list[str]:
+    """Dotted names of what differs."""
+    if not isinstance(one, dict) or not isinstance(other, dict):
+        return [] if one == other else [name]
+    keys = list({**one, **other})
+    return [odd for key in keys for odd in _differing(one.get(key), other.get(key), f"{name}.{key}" if name else key)]
 
 
 def put_state(tensors: Mapping[str, Tensor], layout: Layout, optimizer: torch.optim.Optimizer) -> None:

@@ -28,12 +28,12 @@ class Step:
     """What a step came to.
 
     Attributes:
-        loss: the mean over its samples.
+        loss: the mean over its samples; None where none of them could be decoded, and nothing was changed.
         lr: the highest learning rate of its groups.
         unreadable: of each sample that this process could not decode, why and where.
     """
 
-    loss: float
+    loss: float | None
     lr: float
     unreadable: tuple[str, ...]
 
@@ -88,7 +88,10 @@ class Stepper:
         lr = self._set_rate(step)
         # The noise of dropout hangs on the step alone, so that a training can go on anywhere.
         torch.manual_seed(seed_of("step", self.recipe.seed, step, self.processes.process_index))
-        count = len(self.order.keys(step))
+        unreadable = tuple(told for piece in pieces for told in piece.unreadable)
+        count = self._summed([piece.weights.sum().to(self.processes.device) for piece in pieces])
+        if not count:
+            return Step(None, lr, unreadable)
         self.layout.computing.train()
         found = []
         for i, piece in enumerate(pieces):
@@ -97,8 +100,9 @@ class Stepper:
                 each = self.objective.losses(self.layout.computing, batch)
                 loss = (each * batch.weights).sum() / count
             found.append(loss.detach())
-            if not math.isfinite(self._summed(found)):
-                self._diverged(step, loss, lr)
+            reached = self._summed(found)
+            if not math.isfinite(reached):
+                self._diverged(step, loss, reached, lr)
             if i == 0:
                 self.optimizer.zero_grad(set_to_none=True)
             # Processes' gradients are averaged, and each loss is already a share of the whole one.
@@ -107,15 +111,27 @@ class Stepper:
         if self.recipe.clip is not None:
             torch.nn.utils.clip_grad_norm_(self._trained(), self.recipe.clip)
         self.optimizer.step()
-        return Step(self._summed(found), lr, tuple(told for piece in pieces for told in piece.unreadable))
+        return Step(self._summed(found), lr, unreadable)
 
     def _summed(self, found: list[torch.Tensor]) -> float:
         return float(self.processes.reduce(torch.stack(found).sum(), "sum"))
 
-    def _diverged(self, step: int, loss: torch.Tensor, lr: float) -> None:
+    def check(self, step: int) -> None:
+        """That the weights that so many steps have left are numbers.
+
+        Raises:
+            TrainingError: they are not.
+        """
+        trained = [weight for weight in self.layout.tuned.parameters() if weight.requires_grad]
+        if not all(bool(torch.isfinite(weight).all()) for weight in trained):
+            lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
+            raise diverged(self.layout.trained, "the weights are not finite", step, lr, self.recipe.optimizer.lr / 10)
+
+    def _diverged(self, step: int, loss: torch.Tensor, reached: float, lr: float) -> None:
         if step == 0:
             loss.backward()  # type: ignore[no-untyped-call]
-        raise diverged(self.layout.trained, step + 1, float(loss.detach()), lr, self.recipe.optimizer.lr / 10)
+        told = f"the loss is {reached}"
+        raise diverged(self.layout.trained, told, step + 1, lr, self.recipe.optimizer.lr / 10)
 
     def _set_rate(self, step: int) -> float:
         by = factor(self.recipe.schedule, step, self.steps, self.order.steps)

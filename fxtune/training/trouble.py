@@ -14,13 +14,13 @@ TOLD = 5
 """So many of the largest gradients are named."""
 
 
-def diverged(model: nn.Module, step: int, loss: float, lr: float, smallest_lr: float) -> TrainingError:
-    """What to raise where the loss is not finite: the weights still have the gradients of the last step.
+def diverged(model: nn.Module, what: str, step: int, lr: float, smallest_lr: float) -> TrainingError:
+    """What to raise where loss or weights are not finite: the weights still have the gradients of the last step.
 
     Args:
         model: its parameters have the gradients of the step before; in the first step, of this one.
+        what: is not finite.
         step: counted from 1.
-        loss: NaN or infinite.
         lr: the learning rate of the step.
         smallest_lr: what to try.
     """
@@ -38,9 +38,9 @@ def diverged(model: nn.Module, step: int, loss: float, lr: float, smallest_lr: f
     if broken:
         found = f"{len(broken)} weights that are not finite, the first `{broken[0]}`; {found}"
     return TrainingError(
-        f"the loss is {loss} at step {step}",
+        f"{what} at step {step}",
         found=found,
         where=f"step {step}, learning rate {lr:.3g}",
-        fix=f"try a lower learning rate (optimizer.lr={smallest_lr:.3g}), a longer warm-up (schedule.warmup), or clip "
-        "the gradients (clip=1.0); under bfloat16, try precision=float32",
+        fix=f"try, in another folder, a lower learning rate (optimizer.lr={smallest_lr:.3g}), a longer warm-up "
+        "(schedule.warmup), or clip the gradients (clip=1.0); under bfloat16, try precision=float32",
     )

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fxtune.api import RulesLike, apply
 from fxtune.data import Data, DataLike, load_data
 from fxtune.digests import digest_of
-from fxtune.errors import CheckpointError, DataError, PlanError
-from fxtune.libraries import library
+from fxtune.errors import CheckpointError, DataError, InputError, PlanError
 from fxtune.names import pipeline as pipeline_called
 from fxtune.names import resolve
 from fxtune.progress import progress as with_bar
-from fxtune.recipes import Recipe, RecipeLike, load_recipe
+from fxtune.recipes import USUAL, Recipe, RecipeLike, load_recipe
 from fxtune.saving import read_tensors
 from fxtune.training.denoising import NoisePrediction, OfCaptions, denoised, part_of, with_model
-from fxtune.training.evaluating import accelerator, accepts_of, measured
+from fxtune.training.evaluating import accelerator, accepts_of, measured, of_all
 from fxtune.training.layout import layout_of
 from fxtune.training.objective import Classification
-from fxtune.training.preparing import Tokenizer, preparation
+from fxtune.training.order import Key
+from fxtune.training.preparing import Tokenizer, dtype_of, preparation
 from fxtune.training.record import Record
 from fxtune.training.run import BEST, TUNED, Run, write_result
 from fxtune.training.state import (
+    WEIGHTS,
     Standing,
     put_state,
     put_weights,
@@ -37,7 +40,7 @@ from fxtune.training.state import (
     write_weights,
 )
 from fxtune.training.steps import Stepper, optimizer_of
-from fxtune.tuned import TunedModel
+from fxtune.tuned import TunedModel, origin_of
 
 
 def tune(
@@ -46,7 +49,7 @@ def tune(
     rules: RulesLike | Sequence[RulesLike] | None = None,
     *,
     out: str | Path,
-    recipe: RecipeLike = "images",
+    recipe: RecipeLike | None = None,
     settings: Mapping[str, Any] | None = None,
     tokenizer: Tokenizer | None = None,
     options: Mapping[str, Any] | None = None,
@@ -65,7 +68,7 @@ def tune(
 
     Called again with the same arguments it goes on where it was killed, and ends with the same weights, bit for bit (on
     the same machine and library versions). Under ``accelerate launch`` several processes share each batch, and compute
-    what one would.
+    what one would, but for the noise of dropout, which each draws for its own share.
 
     Args:
         model: a model, or a name that the command line takes; or one that is tuned already, without `rules`. An
@@ -74,7 +77,8 @@ def tune(
         data: what `load_data` takes, or data.
         rules: what `fxtune.apply` takes.
         out: folder for the state, `metrics.jsonl`, TensorBoard's files, the trained model (`tuned/`) and `run.json`.
-        recipe: a shipped recipe's name, a file's path, or a mapping.
+        recipe: a shipped recipe's name, a file's path, or a mapping; by default ``images``, ``text`` or
+            ``text_to_image``, as the data are.
         settings: values that replace the recipe's, by dotted names: ``{"epochs": 10, "optimizer.lr": 0.005}``.
         tokenizer: for sentences.
         options: further arguments of `fxtune.apply`.
@@ -87,10 +91,11 @@ def tune(
         DataError, SourceError: data, rules or recipe are not there, or not as they should be.
         PlanError: the model is tuned already, or rules are missing.
         CheckpointError: the folder holds another training, or can't be written to.
-        TrainingError: the loss is not finite.
+        InputError: the model does not take what the recipe makes of the data.
+        TrainingError: loss or weights are not finite.
     """
-    how = load_recipe(recipe, settings)
     known = data if isinstance(data, Data) else load_data(data)
+    how = load_recipe(USUAL[known.kind] if recipe is None else recipe, settings)
     _check(known, how)
     processes = accelerator()
     pipeline = _pipeline(model) if known.kind == "captions" else None
@@ -100,7 +105,7 @@ def tune(
     tuned = _tuned(plain, rules, known, how, options)
     if how.checkpointing:
         tuned.gradient_checkpointing_enable()
-    described = _described(tuned, known, how, rules)
+    described = _described(tuned, known, how)
     layout = layout_of(tuned, processes, shard=shard)
     optimizer = optimizer_of(layout.trained, how.optimizer)
     if pipeline is not None:
@@ -110,6 +115,7 @@ def tune(
         prepared = preparation(known, how, tokenizer, accepts_of(tuned))
         objective = Classification(len(known.classes), how.smoothing)
     stepper = Stepper(layout, optimizer, known.split("train"), prepared, objective, how, processes, workers)
+    _try(stepper)
 
     folder = Path(out)
     standing = _begun(folder, described, stepper)
@@ -123,7 +129,15 @@ def tune(
 
 def _check(data: Data, recipe: Recipe) -> None:
     """What can be told before anything is built."""
-    data.split("train")
+    for name in ("train", *data.splits):
+        data.split(name)
+    if len(data.classes) == 1:
+        raise DataError(
+            "one class is nothing to be told apart",
+            found=f"the class {data.classes[0]!r} alone",
+            where=data.source,
+            fix="take data with two classes at least",
+        )
     if recipe.patience is not None and "val" not in data.splits:
         raise DataError(
             "to stop early, the recipe needs a split `val`",
@@ -159,6 +173,29 @@ def _tuned(model: nn.Module, rules: Any, data: Data, recipe: Recipe, options: Ma
     return apply(model, rules, **given)
 
 
+def _try(stepper: Stepper) -> None:
+    """The model on two samples, so that what does not fit is told as what it is.
+
+    Raises:
+        InputError: it does not take them.
+    """
+    prepared, layout = stepper.prepared, stepper.layout
+    batch = prepared.together([prepared[Key(0, index)] for index in range(min(2, len(prepared)))])
+    layout.computing.eval()
+    try:
+        with torch.no_grad():
+            stepper.objective.losses(layout.computing, batch.to(stepper.processes.device, dtype_of(layout.tuned)))
+    except InputError:
+        raise
+    except Exception as error:
+        shapes = [tuple(value.shape) for value in (*batch.args, *batch.kwargs.values())]
+        raise InputError(
+            "the model does not take what the recipe makes of these data",
+            found=f"inputs of {', '.join(map(str, shapes))}: {str(error).splitlines()[0]}",
+            fix="change what the recipe makes: images.size=..., or texts.length=... (--set on the command line)",
+        ) from error
+
+
 def _begun(folder: Path, described: Mapping[str, Any], stepper: Stepper) -> Standing:
     """Where the training is: at its beginning, or where it was killed."""
     try:
@@ -181,24 +218,32 @@ def _epochs(
         if _has_stopped(standing, recipe, epoch):
             break
         steps = stepper.run(epoch * each, (epoch + 1) * each)
-        total, unreadable = 0.0, list(standing.unreadable)
+        reached, unreadable = [], list(standing.unreadable)
         for number, step in enumerate(with_bar(steps, f"Epoch {epoch + 1}", each) if bar else steps, epoch * each + 1):
-            total += step.loss
             unreadable += step.unreadable
+            if step.loss is None:
+                continue
+            reached.append(step.loss)
             if record is not None:
                 record.add(number, epoch=epoch + 1, loss=step.loss, lr=step.lr)
+        if not reached:
+            raise DataError(
+                "there is nothing to train on", found="\n    ".join(of_all(unreadable)), fix="mend the images"
+            )
         stepper.layout.gather()
-        changes: dict[str, Any] = {"step": (epoch + 1) * each, "unreadable": _of_all(unreadable)}
+        stepper.check((epoch + 1) * each)
+        changes: dict[str, Any] = {"step": (epoch + 1) * each}
         if "val" in data.splits:
-            reached = _measured(stepper, data, "val")
+            score, odd = _measured(stepper, data, "val")
+            unreadable += odd
             if record is not None:
-                told = {stepper.objective.measure: reached, "training loss": total / each}
+                told = {stepper.objective.measure: score, "training loss": statistics.fmean(reached)}
                 record.add((epoch + 1) * each, epoch=epoch + 1, split="val", **told)
-            if stepper.objective.better(reached, standing.best):
-                changes |= {"best": reached, "best_epoch": epoch + 1}
+            if stepper.objective.better(score, standing.best):
+                changes |= {"best": score, "best_epoch": epoch + 1}
                 if record is not None:
                     write_weights(folder / BEST, stepper.layout.tuned)
-        standing = standing.model_copy(update=changes)
+        standing = standing.model_copy(update={**changes, "unreadable": of_all(unreadable)})
         tensors = state_tensors(stepper.layout, stepper.optimizer)
         if record is not None:
             write_state(folder, standing, tensors)
@@ -215,13 +260,7 @@ def _has_stopped(standing: Standing, recipe: Recipe, epoch: int) -> bool:
     )
 
 
-def _of_all(unreadable: list[str]) -> tuple[str, ...]:
-    """What any process could not decode, each once."""
-    utilities = library("accelerate.utils", what="Training", extra="train")
-    return tuple(sorted(set(utilities.gather_object(unreadable))))
-
-
-def _measured(stepper: Stepper, data: Data, split: str) -> float:
+def _measured(stepper: Stepper, data: Data, split: str) -> tuple[float, tuple[str, ...]]:
     return measured(
         stepper.layout.trained,
         data,
@@ -241,26 +280,29 @@ def _ended(stepper: Stepper, data: Data, folder: Path, standing: Standing, recor
         put_weights(tuned, read_tensors(folder / BEST)[1])
         stepper.layout.spread()
     tuned.eval()
+    if record is not None:
+        tuned.save(folder / TUNED)  # before it is measured: no test set shall cost a training
+    found = {name: _measured(stepper, data, name) for name in data.splits if name != "train"}
     run = Run(
         folder=folder,
         tuned=tuned,
         measure=stepper.objective.measure,
-        scores={name: _measured(stepper, data, name) for name in data.splits if name != "train"},
+        scores={name: score for name, (score, _) in found.items()},
         epochs=standing.step // stepper.order.steps,
         best_epoch=standing.best_epoch,
         trained_weights=sum(weight.numel() for weight in tuned.parameters() if weight.requires_grad),
-        unreadable=standing.unreadable,
+        unreadable=tuple(sorted({*standing.unreadable, *(told for _, odd in found.values() for told in odd)})),
         pipeline=None if pipeline is None else with_model(pipeline, tuned),
     )
     if record is not None:
-        tuned.save(folder / TUNED)
         write_result(run, standing.training)
     stepper.processes.wait_for_everyone()
     return run
 
 
-def _described(tuned: TunedModel, data: Data, recipe: Recipe, rules: Any) -> dict[str, Any]:
+def _described(tuned: TunedModel, data: Data, recipe: Recipe) -> dict[str, Any]:
     """What must be the same for a training to be gone on with."""
+    origin = origin_of(tuned)
     weights = "\n".join(f"{name} {digest_of(tensor)}" for name, tensor in sorted(tuned.state_dict().items()))
     samples = "\n".join(
         f"{name} {sample.name} {sample.label} {sample.texts}" for name, split in data.splits.items() for sample in split
@@ -269,7 +311,8 @@ def _described(tuned: TunedModel, data: Data, recipe: Recipe, rules: Any) -> dic
         "data": data.source,
         "samples": hashlib.sha256(samples.encode()).hexdigest()[:32],
         "classes": list(data.classes),
-        "rules": rules if isinstance(rules, str) else None,
+        "rules": None if origin is None else origin.model_dump(mode="json"),
+        "model": hashlib.sha256(repr(tuned.strip()).encode()).hexdigest()[:32],
         "recipe": recipe.model_dump(mode="json"),
-        "weights at the start": hashlib.sha256(weights.encode()).hexdigest()[:32],
+        WEIGHTS: hashlib.sha256(weights.encode()).hexdigest()[:32],
     }

@@ -14,7 +14,7 @@ from fxtune.tuned.ownership import tensors
 from fxtune.tuned.recapture import one_capture
 from fxtune.tuned.recipe import Recipe
 from fxtune.tuned.report import Report, RuleOutcome
-from fxtune.tuned.stored import is_tuners, own_tensors, put
+from fxtune.tuned.stored import is_tuners, origin_of, own_tensors, put
 from fxtune.tuned.twin import structural_twin
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "loads",
     "observed_capture",
     "one_capture",
+    "origin_of",
     "own_tensors",
     "put",
     "replace_head",

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from fxtune.errors import CheckpointError
-from fxtune.saving import Stored
+from fxtune.saving import Origin, Stored
 from fxtune.source import nearest
 from fxtune.splitting import TUNERS
 from fxtune.tuned.ownership import place, tensors
 from fxtune.wrapped import is_wrapped, same_numbers
+
+if TYPE_CHECKING:
+    from fxtune.tuned.model import TunedModel
+
+
+def origin_of(tuned: TunedModel) -> Origin | None:
+    """By what rules and arguments it was made; None where `fxtune.apply` did not make it."""
+    made = tuned._fxtune.made
+    return None if made is None else made.origin
 
 
 def own_tensors(tuned: nn.Module, original: nn.Module) -> dict[str, Tensor]:
