@@ -118,3 +118,10 @@ def test_tables_tell_what_the_trainings_came_to(subjects: Any, tmp_path: Path) -
     assert "| small | prefix | float64 |" in told and "| 0.00 |" in told
     written = json.loads((place / "results.json").read_text())
     assert len(written["tables"]) == 9 and len(written["forms"]) == 1
+    assert written["forms"][0]["apart"] < 1e-9
+
+    others = [{**one, "subject": "other", "about": "Another, too"} for one in written["tables"]]
+    (place / "results.json").write_text(json.dumps({"tables": others, "forms": []}))
+    page.write(place, {("small", "linear"): rows["small", "linear"]}, [], tmp_path)
+    told = (place / "README.md").read_text()
+    assert told.count("| tri_res |") == 1 and told.count("| linear |") == 2 and "## Another" in told

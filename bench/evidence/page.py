@@ -29,38 +29,47 @@ large."""
 
 
 def write(place: Path, rows: Mapping[tuple[str, str], list[Training]], pairs: Sequence[Pair], folder: Path) -> None:
-    """Writes `README.md`, `results.json` and the curves."""
-    results = {key: [_result(one, folder) for one in trainings] for key, trainings in rows.items()}
+    """Writes `results.json`, in which what was found on other subjects stays, the curves, and `README.md` of it all."""
+    found = [_result(one, folder) for trainings in rows.values() for one in trainings]
     forms = [_result(pair, folder) for pair in pairs]
+    subjects = {one["subject"] for one in found}
+    path = place / "results.json"
+    known = json.loads(path.read_text("utf-8")) if path.is_file() else {"tables": [], "forms": []}
+    kept = {name: [one for one in some if one["subject"] not in subjects] for name, some in known.items()}
+    results = {
+        "tables": [*kept["tables"], *({k: v for k, v in one.items() if k != "losses"} for one in found)],
+        "forms": [*kept["forms"], *map(_short, forms)],
+    }
+    write_json(path, results)
+    for subject in dict.fromkeys(one["subject"] for one in forms):
+        _curves([one for one in forms if one["subject"] == subject], place / f"forms_{subject}.png")
+    (place / "README.md").write_text(_page(results), "utf-8")
+
+
+def _page(results: Mapping[str, list[dict[str, Any]]]) -> str:
     parts = [HEAD]
-    for subject in dict.fromkeys(subject for subject, _ in results):
-        parts.append(_table({method: found for (s, method), found in results.items() if s == subject}))
-    parts.append(_forms(forms))
-    for subject in dict.fromkeys(found["subject"] for found in forms):
-        _curves([found for found in forms if found["subject"] == subject], place / f"forms_{subject}.png")
+    for subject in dict.fromkeys(one["subject"] for one in results["tables"]):
+        parts.append(_table([one for one in results["tables"] if one["subject"] == subject]))
+    parts.append(_forms(results["forms"]))
+    for subject in dict.fromkeys(one["subject"] for one in results["forms"]):
         parts.append(f"![loss curves, {subject}](forms_{subject}.png)")
-    (place / "README.md").write_text("\n\n".join(parts) + "\n", "utf-8")
-    short = [
-        {name: value for name, value in one.items() if name != "losses"} for some in results.values() for one in some
-    ]
-    write_json(place / "results.json", {"tables": short, "forms": [_short(found) for found in forms]})
+    return "\n\n".join(parts) + "\n"
 
 
 def _result(one: Training | Pair, folder: Path) -> dict[str, Any]:
     return json.loads(one.file(folder).read_text("utf-8"))
 
 
-def _table(rows: Mapping[str, list[dict[str, Any]]]) -> str:
-    about = next(iter(rows.values()))[0]["about"]
+def _table(found: Sequence[dict[str, Any]]) -> str:
+    about = found[0]["about"]
     lines = [f"## {about.split(',')[0].split(' that ')[0]}", "", f"{about}.", ""]
-    lines += [
-        "| method | accuracy | each seed | trained weights | of the backbone | learning rate |",
-        "|---|---:|---|---:|---:|---:|",
-    ]
-    for method, found in rows.items():
-        tests = [100 * one["test"] for one in found]
+    lines.append("| method | accuracy | each seed | trained weights | of the backbone | learning rate |")
+    lines.append("|---|---:|---|---:|---:|---:|")
+    for method in dict.fromkeys(one["method"] for one in found):
+        row = [one for one in found if one["method"] == method]
+        tests = [100 * one["test"] for one in row]
         told, each = f"{statistics.fmean(tests):.2f} ± {statistics.stdev(tests):.2f} %", [f"{x:.2f}" for x in tests]
-        first = found[0]
+        first = row[0]
         share = first["trained"] / first["backbone"]
         lines.append(
             f"| {method} | {told} | {', '.join(each)} | {first['trained']:,} | {share:.2%} | {first['lr']:g} |"
@@ -77,20 +86,20 @@ def _forms(forms: Sequence[dict[str, Any]]) -> str:
     lines.append("|---|---|---|---:|---:|---:|---:|")
     for found in forms:
         one, other = found["original"], found["unbound"]
-        apart = max(abs(a - b) for a, b in zip(one["losses"], other["losses"], strict=True))
         lines.append(
             f"| {found['subject']} | {found['method']} | {found['dtype']} | {one['test']:.2%} | {other['test']:.2%} | "
-            f"{100 * abs(one['test'] - other['test']):.2f} | {apart:.1e} |"
+            f"{100 * abs(one['test'] - other['test']):.2f} | {found['apart']:.1e} |"
         )
     return "\n".join(lines)
 
 
 def _short(found: dict[str, Any]) -> dict[str, Any]:
-    """Without the losses of each step."""
-    return {
-        name: {"test": value["test"], "last loss": value["losses"][-1]} if isinstance(value, dict) else value
-        for name, value in found.items()
+    """Without the losses of each step, but how far they are apart."""
+    losses = [found[form]["losses"] for form in ("original", "unbound")]
+    short = {
+        form: {"test": found[form]["test"], "last loss": found[form]["losses"][-1]} for form in ("original", "unbound")
     }
+    return {**found, **short, "apart": max(abs(a - b) for a, b in zip(*losses, strict=True))}
 
 
 def _curves(forms: Sequence[dict[str, Any]], file: Path) -> None:
