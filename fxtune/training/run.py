@@ -86,4 +86,5 @@ def told_beside(tuned: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return found["training"] if isinstance(found, dict) and isinstance(found.get("training"), dict) else None
+    training = found.get("training") if isinstance(found, dict) else None
+    return training if isinstance(training, dict) and {"recipe", "classes"} <= set(training) else None
