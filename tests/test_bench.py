@@ -124,4 +124,4 @@ def test_tables_tell_what_the_trainings_came_to(subjects: Any, tmp_path: Path) -
     (place / "results.json").write_text(json.dumps({"tables": others, "forms": []}))
     page.write(place, {("small", "linear"): rows["small", "linear"]}, [], tmp_path)
     told = (place / "README.md").read_text()
-    assert told.count("| tri_res |") == 1 and told.count("| linear |") == 2 and "## Another" in told
+    assert told.count("| tri_res |") == 1 and told.count("| linear |") == 2 and "## other" in told

@@ -61,8 +61,7 @@ def _result(one: Training | Pair, folder: Path) -> dict[str, Any]:
 
 
 def _table(found: Sequence[dict[str, Any]]) -> str:
-    about = found[0]["about"]
-    lines = [f"## {about.split(',')[0].split(' that ')[0]}", "", f"{about}.", ""]
+    lines = [f"## {found[0]['subject']}", "", f"{found[0]['about']}.", ""]
     lines.append("| method | accuracy | each seed | trained weights | of the backbone | learning rate |")
     lines.append("|---|---:|---|---:|---:|---:|")
     for method in dict.fromkeys(one["method"] for one in found):
