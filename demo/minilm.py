@@ -26,8 +26,8 @@ DATA = Path(__file__).resolve().parents[1] / ".data"
 TRAINED, HELD_OUT = 1500, 800
 EPOCHS, BATCH, SEED = 2, 16, 0
 
-Batch = tuple[Tensor, Tensor, Tensor]
-"""Token ids and mask, both batch x length, and labels."""
+Batch = tuple[dict[str, Tensor], Tensor]
+"""Token ids and mask by their names, both batch x length, and labels."""
 
 
 class SentenceClassifier(nn.Module):
@@ -53,22 +53,22 @@ class Sentences:
 
     def __init__(self, reviews: Split, tokenizer) -> None:
         self.ids = tokenizer([review.texts[0] for review in reviews])["input_ids"]
-        self.labels = [review.label for review in reviews]
+        self.labels = torch.tensor([review.label for review in reviews])
         self.padding = tokenizer.pad_token_id
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batches(self, shuffle: random.Random | None = None) -> Iterator[Batch]:
+    def batches(self, size: int = BATCH, shuffle: random.Random | None = None) -> Iterator[Batch]:
         order = sorted(range(len(self)), key=lambda i: (len(self.ids[i]), shuffle.random() if shuffle else 0))
-        groups = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+        groups = [order[start : start + size] for start in range(0, len(order), size)]
         if shuffle:
             shuffle.shuffle(groups)
         for group in groups:
             length = max(len(self.ids[i]) for i in group)
             rows = [self.ids[i] + [self.padding] * (length - len(self.ids[i])) for i in group]
             mask = [[1] * len(self.ids[i]) + [0] * (length - len(self.ids[i])) for i in group]
-            yield torch.tensor(rows), torch.tensor(mask), torch.tensor([self.labels[i] for i in group])
+            yield {"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask)}, self.labels[group]
 
 
 def main() -> None:
@@ -88,8 +88,7 @@ def main() -> None:
         f"{len(train):,} to tune on, {len(test):,} held out\n"
     )
 
-    input_ids, attention_mask, _ = next(test.batches())
-    example = {"input_ids": input_ids, "attention_mask": attention_mask}
+    example, _ = next(test.batches())
     tuned = fxtune.apply(model, rules="tri_res", example_inputs=example, head="head", seed=SEED).eval()
     console.print(tuned.report())
     with torch.no_grad():
@@ -141,8 +140,8 @@ def embeddings(
     """Embeddings of all sentences, and their labels."""
     task = progress.add_task(description, total=len(sentences))
     pairs = []
-    for input_ids, attention_mask, labels in sentences.batches():
-        pairs.append((model.embed(input_ids, attention_mask), labels))
+    for inputs, labels in sentences.batches():
+        pairs.append((model.embed(**inputs), labels))
         progress.advance(task, len(labels))
     embedded, labels = zip(*pairs, strict=True)
     return torch.cat(embedded), torch.cat(labels)
@@ -159,8 +158,8 @@ def tune(tuned: nn.Module, train: Sentences, progress: Progress) -> None:
     shuffle = random.Random(SEED)
     tuned.train()
     for _ in range(EPOCHS):
-        for input_ids, attention_mask, labels in train.batches(shuffle):
-            loss = F.cross_entropy(tuned(input_ids=input_ids, attention_mask=attention_mask), labels)
+        for inputs, labels in train.batches(shuffle=shuffle):
+            loss = F.cross_entropy(tuned(**inputs), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -174,8 +173,8 @@ def accuracy(tuned: nn.Module, test: Sentences, progress: Progress) -> float:
     """The share of held-out sentences that are told rightly."""
     task = progress.add_task("Testing tri_res", total=len(test))
     right = 0
-    for input_ids, attention_mask, labels in test.batches():
-        right += (tuned(input_ids=input_ids, attention_mask=attention_mask).argmax(dim=1) == labels).sum().item()
+    for inputs, labels in test.batches():
+        right += (tuned(**inputs).argmax(dim=1) == labels).sum().item()
         progress.advance(task, len(labels))
     return right / len(test)
 

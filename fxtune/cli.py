@@ -289,7 +289,7 @@ def evaluate(
     sys.path.insert(0, str(Path.cwd()))
     from fxtune import api, names, training
     from fxtune.data import load_data
-    from fxtune.recipes import USUAL, load_recipe
+    from fxtune.recipes import recipe_for
 
     known, told = load_data(data), training.told_beside(checkpoint)
     if told is not None and told["classes"] != list(known.classes):
@@ -299,10 +299,9 @@ def evaluate(
             where=str(checkpoint),
             fix="give the data that it was trained on, with these as `tests: {NAME: SOURCE/PATH}`",
         )
-    how = load_recipe(recipe or (told["recipe"] if told else USUAL[known.kind]), _settings(change or []))
+    how = recipe_for(known.kind, recipe or (told["recipe"] if told else None), _settings(change or []))
     words = training.tokenizer_of(tokenizer or model) if known.kind == "texts" else None
-    classifies = None if known.kind == "captions" else known.kind
-    tuned = api.load(names.resolve(model, classifies=classifies), checkpoint).to(training.accelerator().device)
+    tuned = api.load(names.resolve(model, classifies=known.kind), checkpoint).to(training.accelerator().device)
     print(f"{split}: {training.evaluate(tuned, known, split=split, recipe=how, tokenizer=words):.2%}")
 
 

@@ -32,8 +32,8 @@ _CONFIG = "config.json"
 _PIPELINE = "model_index.json"
 _WEIGHTS = (".safetensors", ".bin")
 
-Classified = Literal["images", "texts"]
-"""What a classifier of transformers is for; the library has a class for each."""
+Classified = Literal["images", "texts", "captions"]
+"""Kinds of data; transformers has classifiers for the first two."""
 
 
 def resolve(name: str, *, meta: bool = False, weights: bool = True, classifies: Classified | None = None) -> nn.Module:
@@ -43,7 +43,7 @@ def resolve(name: str, *, meta: bool = False, weights: bool = True, classifies: 
         name: in one of the forms above.
         meta: build it on the meta device, where it has no weights at all.
         weights: False leaves those that the library drew for a new model; then nothing is downloaded.
-        classifies: what it is to classify. A checkpoint of transformers without a head, an encoder, then gets one,
+        classifies: what it is trained on. A checkpoint of transformers without a head, an encoder, then gets one,
             as that library puts it there. What of it no checkpoint has is drawn, always the same.
 
     Raises:
@@ -138,11 +138,11 @@ def _from_transformers(path: str, weights: bool, meta: bool, classifies: Classif
 
 def _classifiers(transformers: Any, classifies: Classified) -> Mapping[type, type]:
     """The library's classifiers, by the class of their configuration."""
-    mapping: Mapping[type, type] = {
+    known: dict[str, Mapping[type, type]] = {
         "images": transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
         "texts": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    }[classifies]
-    return mapping
+    }
+    return known.get(classifies, {})
 
 
 def _from_diffusers(path: str, weights: bool, meta: bool, _: Classified | None) -> nn.Module:

@@ -66,8 +66,8 @@ def test_saved_held_and_peak_bytes() -> None:
 
 
 def test_batches_hold_each_sample_once(subjects: Any, tmp_path: Path) -> None:
-    from evidence.samples import Sentences
     from fxtune.data import Sample, Split
+    from minilm import Sentences
 
     def tokenizer(texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
         return {"input_ids": [[len(word) for word in text.split()] for text in texts]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +19,25 @@ from fxtune.files import replacing
 SEEDS = (0, 1, 2)
 
 
+class Stored(ABC):
+    """What is run once: its result is a file."""
+
+    @abstractmethod
+    def file(self, folder: Path) -> Path:
+        """Where its result lies."""
+
+    @abstractmethod
+    def run(self, folder: Path) -> None:
+        """Does it and writes what comes of it."""
+
+    def result(self, folder: Path) -> dict[str, Any] | None:
+        """What came of it, None where it has not been run."""
+        file = self.file(folder)
+        return json.loads(file.read_text("utf-8")) if file.is_file() else None
+
+
 @dataclass(frozen=True)
-class Training:
+class Training(Stored):
     """One training of a table."""
 
     subject: str
@@ -28,16 +46,9 @@ class Training:
     seed: int
 
     def file(self, folder: Path) -> Path:
-        """Where its result lies."""
         return folder / self.subject / self.method / f"lr {self.lr:g}, seed {self.seed}.json"
 
-    def result(self, folder: Path) -> dict[str, Any] | None:
-        """What came of it, None where it has not been run."""
-        file = self.file(folder)
-        return json.loads(file.read_text("utf-8")) if file.is_file() else None
-
     def run(self, folder: Path) -> None:
-        """Trains and writes what comes of it."""
         torch.set_num_threads(1)
         subject = SUBJECTS[self.subject](folder)
         model = tuned(subject, self.method, self.seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evidence.comparing import write
+from evidence.comparing import Stored, write
 from evidence.learning import accuracy, learn
 from evidence.methods import tuned
 from evidence.samples import Pictures, Samples
@@ -23,7 +22,7 @@ EPOCHS = {"digits": 20, "minilm": 1}
 
 
 @dataclass(frozen=True)
-class Pair:
+class Pair(Stored):
     """Both forms of one method, trained alike.
 
     Attributes:
@@ -38,16 +37,9 @@ class Pair:
     dtype: str
 
     def file(self, folder: Path) -> Path:
-        """Where its result lies."""
         return folder / self.subject / "forms" / f"{self.method} {self.dtype}.json"
 
-    def result(self, folder: Path) -> dict[str, Any] | None:
-        """What came of it, None where it has not been run."""
-        file = self.file(folder)
-        return json.loads(file.read_text("utf-8")) if file.is_file() else None
-
     def run(self, folder: Path) -> None:
-        """Trains both and writes what comes of it."""
         torch.set_num_threads(1)
         dtype = getattr(torch, self.dtype)
         subject = _steady(SUBJECTS[self.subject](folder), dtype)

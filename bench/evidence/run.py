@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.progress import track
 
 from evidence import page
-from evidence.comparing import Training, choosing, chosen
+from evidence.comparing import Stored, choosing, chosen
 from evidence.forms import DTYPES, METHODS, Pair
 from evidence.subjects import CONVOLUTIONAL, MOST, SUBJECTS
 
@@ -41,7 +41,7 @@ def main() -> None:
     page.write(HERE, told, pairs, folder)
 
 
-def _all(todo: Sequence[Training | Pair], folder: Path, processes: int, what: str) -> None:
+def _all(todo: Sequence[Stored], folder: Path, processes: int, what: str) -> None:
     """Runs what has not been run yet."""
     left = [one for one in todo if one.result(folder) is None]
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:

@@ -15,9 +15,9 @@ from transformers import AutoTokenizer
 
 import fxtune
 from evidence.learning import Plan, accuracy, learn
-from evidence.samples import Pictures, Samples, Sentences
+from evidence.samples import Pictures, Samples
 from fxtune import names
-from minilm import PACKAGE, SentenceClassifier
+from minilm import PACKAGE, SentenceClassifier, Sentences
 from reviews import fetch_reviews
 
 DATA = Path(__file__).resolve().parents[2] / ".data"

@@ -130,12 +130,11 @@ def saved(spec: Saved) -> Data:
             fix="write it with `save_to_disk`",
         ) from None
     tables: Mapping[str, Any] = loaded if isinstance(loaded, Mapping) else {"train": loaded}
-    named: dict[str, Any] = {}
-    for name, table in tables.items():
-        split = SPLITS.get(name, name)
-        if split in named:
-            raise two_of(split, split, name, spec.path)
-        named[split] = table
+    found: dict[str, str] = {}
+    for name in tables:
+        if (other := found.setdefault(SPLITS.get(name, name), name)) != name:
+            raise two_of(SPLITS[name], other, name, spec.path)
+    named = {split: tables[name] for split, name in found.items()}
     if "train" not in named:
         raise DataError(f"the dataset {spec.path!r} has no training split", found=f"the splits {', '.join(tables)}")
     for name in (*filter(None, [spec.image]), *spec.texts):
@@ -160,11 +159,8 @@ def _class_names(table: Any, spec: Saved) -> tuple[str, ...]:
     names, labels = getattr(table.features[spec.label], "names", None), table[spec.label]
     if not names and any(isinstance(label, str) for label in labels):
         return tuple(sorted(set(map(str, labels))))
-    return (
-        tuple(names)
-        if names
-        else tuple(map(str, range(1 + max((label for label in labels if label is not None), default=-1))))
-    )
+    highest = max((label for label in labels if isinstance(label, int)), default=-1)
+    return tuple(names) if names else tuple(map(str, range(1 + highest)))
 
 
 def _has_labels(table: Any, spec: Saved) -> bool:

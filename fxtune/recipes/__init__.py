@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fxtune.recipes.loading import USUAL, RecipeLike, load_recipe, shipped_recipes
+from fxtune.recipes.loading import USUAL, RecipeLike, load_recipe, recipe_for, shipped_recipes
 from fxtune.recipes.spec import Images, Optimizer, Recipe, Schedule, Texts
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "Schedule",
     "Texts",
     "load_recipe",
+    "recipe_for",
     "shipped_recipes",
 ]

@@ -41,6 +41,11 @@ def load_recipe(recipe: RecipeLike, changes: Mapping[str, Any] | None = None) ->
     return source.from_data(_changed(document.data, changes), f"{document.name}, changed").validate(Recipe)
 
 
+def recipe_for(kind: str, recipe: RecipeLike | None, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """`load_recipe`, or where none is named the usual recipe for data of this kind: `images`, `texts`, `captions`."""
+    return load_recipe(USUAL[kind] if recipe is None else recipe, changes)
+
+
 def shipped_recipes() -> list[Recipe]:
     """All recipes that fxtune ships, by name."""
     return [source.load(path).validate(Recipe) for path in sorted(recipes_dir().glob("*.yaml"))]

@@ -16,7 +16,7 @@ import torch
 from fxtune.data import Data, load_data
 from fxtune.errors import FxtuneError, TrainingError
 from fxtune.files import replacing
-from fxtune.recipes import USUAL, Recipe, load_recipe
+from fxtune.recipes import Recipe, recipe_for
 from fxtune.sweeping.spec import Sweep
 from fxtune.training import tokenizer_of, tune
 
@@ -71,7 +71,7 @@ def data_of(sweep: Sweep, cell: Cell) -> Data:
 
 def recipe_of(sweep: Sweep, data: Data, changes: Mapping[str, Any]) -> Recipe:
     """How it trains, with changes."""
-    return load_recipe(USUAL[data.kind] if sweep.recipe is None else sweep.recipe, changes)
+    return recipe_for(data.kind, sweep.recipe, changes)
 
 
 def _points(values: Mapping[str, list[Any]]) -> list[dict[str, Any]]:

@@ -255,7 +255,7 @@ def _saved(asked: Sweep, rules: str | list[str], data: Data, point: Mapping[str,
     size = recipe.images.size
     try:
         report = memory(
-            resolve(asked.model, meta=True, classifies=None if data.kind == "captions" else data.kind),
+            resolve(asked.model, meta=True, classifies=data.kind),
             rules,
             batch=recipe.batch,
             autocast=None if recipe.precision == "float32" else recipe.precision,

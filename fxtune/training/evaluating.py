@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from fxtune.data import Data, DataLike, load_data
 from fxtune.libraries import library
-from fxtune.recipes import USUAL, Recipe, RecipeLike, load_recipe
+from fxtune.recipes import Recipe, RecipeLike, recipe_for
 from fxtune.training.objective import Classification, Objective
 from fxtune.training.order import Key
 from fxtune.training.preparing import Preparation, Prepared, Tokenizer, dtype_of, preparation
@@ -43,7 +43,7 @@ def evaluate(
         TrainingError: its logits are not finite.
     """
     known = data if isinstance(data, Data) else load_data(data)
-    how = load_recipe(recipe or USUAL[known.kind])
+    how = recipe_for(known.kind, recipe)
     prepared = preparation(known, how, tokenizer, accepts_of(model))
     score, unreadable = measured(model, known, split, prepared, Classification(len(known.classes)), how, accelerator())
     if unreadable:

@@ -19,7 +19,7 @@ from fxtune.errors import CheckpointError, DataError, InputError, PlanError
 from fxtune.names import pipeline as pipeline_called
 from fxtune.names import resolve
 from fxtune.progress import progress as with_bar
-from fxtune.recipes import USUAL, Recipe, RecipeLike, load_recipe
+from fxtune.recipes import Recipe, RecipeLike, recipe_for
 from fxtune.saving import read_tensors
 from fxtune.training.denoising import NoisePrediction, OfCaptions, denoised, part_of, with_model
 from fxtune.training.evaluating import accelerator, accepts_of, measured, of_all
@@ -95,12 +95,12 @@ def tune(
         TrainingError: loss or weights are not finite.
     """
     known = data if isinstance(data, Data) else load_data(data)
-    how = load_recipe(USUAL[known.kind] if recipe is None else recipe, settings)
+    how = recipe_for(known.kind, recipe, settings)
     _check(known, how)
     processes = accelerator()
     pipeline = _pipeline(model) if known.kind == "captions" else None
     plain = pipeline.components[denoised(pipeline)] if pipeline is not None else model
-    if isinstance(plain, str) and known.kind != "captions":
+    if isinstance(plain, str):
         plain = resolve(plain, classifies=known.kind)
     tuned = _tuned(plain, rules, known, how, options)
     if how.checkpointing:
@@ -191,7 +191,7 @@ def _try(stepper: Stepper) -> None:
         shapes = [tuple(value.shape) for value in (*batch.args, *batch.kwargs.values())]
         raise InputError(
             "the model does not take what the recipe makes of these data",
-            found=f"inputs of {', '.join(map(str, shapes))}: {str(error).splitlines()[0]}",
+            found=f"inputs of {', '.join(map(str, shapes))}: {type(error).__name__}: {error}",
             fix="change what the recipe makes: images.size=..., or texts.length=... (--set on the command line)",
         ) from error
 
