@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fxtune.tuners.placement import Placement
 from fxtune.tuners.registry import tuner
+from fxtune.tuners.widened import widened
 
 
 @tuner("convpass")
@@ -56,7 +57,7 @@ class Convpass(nn.Module):
         """A map (B, D, H, W) to what is added to the operation's output, (B, D, H, W)."""
         z: Tensor = self.down(x.movedim(1, -1).to(self.up.weight.dtype))
         z = self.conv(_quick_gelu(z).movedim(-1, 1)).movedim(1, -1)
-        z = self.factor * self.up(self.dropout(_quick_gelu(z)))
+        z = widened(self.dropout(_quick_gelu(z)), self.factor * self.up.weight.t(), self.factor * self.up.bias)
         return z.movedim(-1, 1).to(x.dtype)
 
 

@@ -16,6 +16,7 @@ from fxtune.matching import Convolution
 from fxtune.tuners.parting import at_rows, block_diagonal
 from fxtune.tuners.placement import Placement
 from fxtune.tuners.registry import tuner
+from fxtune.tuners.widened import widened
 
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 """By the number of axes of positions."""
@@ -75,7 +76,7 @@ class Lora(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, D_in) to what is added to the operation's output, (B, N, D)."""
         z: Tensor = self.dropout(x.to(self.A.dtype))
-        z = self.factor * F.linear(F.linear(z, self.A), self.B)
+        z = widened(F.linear(z, self.A), self.factor * self.B.t())
         return z.to(x.dtype)
 
     def on_map(self, x: Tensor) -> Tensor:
@@ -84,12 +85,11 @@ class Lora(nn.Module):
         z: Tensor = self.dropout(x.to(self.A.dtype))
         if self.convolution.groups == 1:
             thin = _convolve(z, self.A, self.convolution)
-            z = self.factor * _CONVOLVE[thin.dim() - 2](
-                thin, self.B.reshape(*self.B.shape, *(1 for _ in thin.shape[2:]))
-            )
+            rows = self.factor * self.B
+            z = _CONVOLVE[thin.dim() - 2](thin, rows.reshape(*rows.shape, *(1 for _ in thin.shape[2:])))
         else:
             # Each group would have r maps of its own between A and B: their product is smaller.
-            z = self.factor * _convolve(z, self._product(self.B.dtype), self.convolution)
+            z = _convolve(z, self.factor * self._product(self.B.dtype), self.convolution)
         return z.to(x.dtype)
 
     def in_weights(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 
 from fxtune.tuners.placement import Placement
 from fxtune.tuners.registry import tuner
-from fxtune.tuners.scale import ScaleKind, make_scale
+from fxtune.tuners.scale import ScaleKind, make_scale, scaled_rows
+from fxtune.tuners.widened import widened
 
 _ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU}
 
@@ -57,7 +59,7 @@ class ResAdapter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, D) to what is added to the operation's output, (B, N, D)."""
         z: Tensor = self.down(x.to(self.up.weight.dtype))
-        z = self.scale(self.up(self.activation(z)))
+        z = self._up(self.activation(z))
         return z.to(x.dtype)
 
     def in_sequence(self, y: Tensor) -> Tensor:
@@ -68,8 +70,12 @@ class ResAdapter(nn.Module):
         """
         h: Tensor = y.to(self.down.weight.dtype)
         h = self.activation(self.down(h))
-        h = y + self.scale(self.up(h))
+        h = y + self._up(h)
         return h.to(y.dtype)
+
+    def _up(self, h: Tensor) -> Tensor:
+        """``s ⊙ (h W_up + b_up)``."""
+        return scaled_rows(self.scale, partial(widened, h), self.up.weight.t(), self.up.bias)
 
 
 def _xavier(layer: nn.Linear) -> None:

@@ -12,7 +12,7 @@ from fxtune.errors import RuleError
 from fxtune.tuners.attend import attend, check_heads, scaled
 from fxtune.tuners.placement import Placement
 from fxtune.tuners.registry import tuner
-from fxtune.tuners.scale import ScaleKind, make_scale
+from fxtune.tuners.scale import ScaleKind, make_scale, scaled_rows
 from fxtune.unbinding import attention_with_lse, mix, prefix_attention, unbound_attention
 
 
@@ -70,8 +70,8 @@ class ResPrefix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, D) to what is added to the operation's output, (B, N, D)."""
-        z: Tensor = attend(x.to(self.keys.dtype), self.keys, self.values, self.heads)
-        z = self.scale(z)
+        own = x.to(self.keys.dtype)
+        z = scaled_rows(self.scale, lambda values: attend(own, self.keys, values, self.heads), self.values)
         return z.to(x.dtype)
 
     def attend(

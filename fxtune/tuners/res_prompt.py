@@ -12,7 +12,7 @@ from fxtune.tuners.attend import attend, check_heads
 from fxtune.tuners.placement import Placement
 from fxtune.tuners.registry import tuner
 from fxtune.tuners.rows import PromptRows
-from fxtune.tuners.scale import ScaleKind, make_scale
+from fxtune.tuners.scale import ScaleKind, make_scale, scaled_rows
 
 
 def _not_zero(init: Any) -> Any:
@@ -66,6 +66,6 @@ class ResPrompt(PromptRows):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, D) to what is added to the operation's output, (B, N, D)."""
-        z: Tensor = attend(x.to(self.prompts.dtype), self.prompts, self.prompts, self.heads)
-        z = self.scale(z)
+        own = x.to(self.prompts.dtype)
+        z = scaled_rows(self.scale, lambda values: attend(own, self.prompts, values, self.heads), self.prompts)
         return z.to(x.dtype)

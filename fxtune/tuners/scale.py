@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 import torch
@@ -25,6 +26,17 @@ def make_scale(kind: ScaleKind, width: int, *, start: float = 1.0) -> nn.Module:
             return Gate(width)
         case number:
             return Fixed(number)
+
+
+def scaled_rows(scale: nn.Module, branch: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+    """``s ⊙ branch(rows)``, (B, N, D), of a branch that is linear in these rows (…, D): all but a gate scale them.
+
+    A few rows are cheaper to scale than every token, and of those no copy is kept for the backward pass.
+    """
+    if isinstance(scale, Gate):
+        gated: Tensor = scale(branch(*rows))
+        return gated
+    return branch(*map(scale, rows))
 
 
 class Fixed(nn.Module):
