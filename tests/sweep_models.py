@@ -16,3 +16,9 @@ def resnet() -> nn.Module:
     """One without any attention."""
     torch.manual_seed(0)
     return torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=3)
+
+
+def resnet_by_values() -> nn.Module:
+    """One that is as deep as a number in a tensor says."""
+    torch.manual_seed(0)
+    return torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, torch.ones(4, dtype=int).tolist())

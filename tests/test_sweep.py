@@ -17,7 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fxtune import cli
-from fxtune.errors import CheckpointError, DataError, FxtuneError, RuleError, SourceError, TrainingError
+from fxtune.errors import CheckpointError, DataError, FxtuneError, MatchError, RuleError, SourceError, TrainingError
 from fxtune.resources import sweeps_dir
 from fxtune.sweeping import Sweep, Swept, sweep
 from fxtune.sweeping.cells import Cell, cells
@@ -128,18 +128,17 @@ def test_another_sweep_in_the_same_folder_is_refused(swept: Swept) -> None:
 
 
 def test_rules_by_another_name_than_their_file_s(tmp_path: Path) -> None:
-    """And one that the model can't take is told with its training."""
     (tmp_path / "mine.yaml").write_text("fxtune: 1\nname: other\nrules: [{at: ffn, insert: {res_adapter: {dim: 2}}}]\n")
     asked = {**FILE, "rules": [str(tmp_path / "mine.yaml")], "grid": {}, "seeds": [0]}
     (row,) = sweep(asked, tmp_path / "out", processes=1, progress=False).rows
     assert row.method == "mine" and row.saved_bytes is not None
-    with pytest.raises(FxtuneError, match=r"in the training convpass/recipe/seed 0"):
-        sweep(
-            {**asked, "model": "sweep_models:resnet", "rules": ["convpass"]},
-            tmp_path / "no",
-            processes=1,
-            progress=False,
-        )
+
+
+def test_what_can_not_be_foreseen_is_told_with_its_training(tmp_path: Path) -> None:
+    """As of a model that is made by values, and so not without its weights."""
+    asked = {**FILE, "model": "sweep_models:resnet_by_values", "rules": ["convpass"], "grid": {}, "seeds": [0]}
+    with pytest.raises(MatchError, match=r"in the training convpass/recipe/seed 0"):
+        sweep(asked, tmp_path, processes=1, progress=False)
 
 
 def test_cells_have_folders_of_their_own() -> None:
@@ -214,6 +213,11 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[FxtuneError], str]] = {
     ),
     "two rule files of one name": ({"rules": ["lora", "rules/lora.yaml"]}, SourceError, "in one folder"),
     "a rule set twice": ({"rules": ["lora", "lora"]}, SourceError, "each entry once"),
+    "a method that the model can't take": (
+        {"model": "sweep_models:resnet", "rules": ["bitfit", "dual_res"]},
+        MatchError,
+        "mha",
+    ),
     "a grid without val": (
         {"data": {"source": "digits", "parts": {"train": 0.8, "test": 0.2}}},
         DataError,

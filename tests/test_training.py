@@ -354,7 +354,7 @@ def test_refusals(digits: Data, tmp_path: Path) -> None:
         fxtune.evaluate(tuned, digits, split="tset", recipe=RECIPE)
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(CheckpointError, match="can't be made"):
+    with pytest.raises(CheckpointError, match="can't be written to"):
         tuned_on(digits, file / "out")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,6 +139,30 @@ def test_what_can_be_told_at_once_is(digits: Data, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"does not take what the recipe makes[^$]*32[^$]*images\.size"):
         tuned_on(digits, tmp_path / "out", images__size=32)
     assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from fxtune.training.holding import held
+with held(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_two_processes_do_not_train_into_one_folder(digits: Data, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == "held\n"
+            before = {path.name for path in out.iterdir()}
+            with pytest.raises(CheckpointError, match="another process trains into this folder"):
+                tuned_on(digits, out)
+            assert {path.name for path in out.iterdir()} == before
+        finally:
+            other.kill()
+    assert tuned_on(digits, out).epochs == RECIPE["epochs"]  # what was killed holds nothing
 
 
 def test_a_test_set_that_cannot_be_measured_does_not_cost_the_training(tmp_path: Path) -> None:

@@ -16,11 +16,9 @@ import torch
 from rich.table import Table
 
 from fxtune import source
-from fxtune.accounting import memory
 from fxtune.data import Data, load_data
-from fxtune.errors import CheckpointError, DataError, FxtuneError, SourceError, TrainingError
+from fxtune.errors import CheckpointError, DataError, SourceError, TrainingError
 from fxtune.files import replacing
-from fxtune.names import resolve
 from fxtune.progress import progress as with_bar
 from fxtune.resources import sweeps_dir
 from fxtune.rules import load as load_rules
@@ -29,6 +27,7 @@ from fxtune.sweeping.cells import Cell, cells, data_of, recipe_of, result_of, tr
 from fxtune.sweeping.drawing import plots
 from fxtune.sweeping.spec import Sweep
 from fxtune.sweeping.table import Row, chosen, drawn, markdown
+from fxtune.sweeping.weightless import check_methods, saved_bytes
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,9 @@ def sweep(
 
     Raises:
         SourceError, DataError, RuleError: what the file names is not there; nothing was trained then.
+        MatchError, PlanError: a method does not work on the model; nothing was trained then, unless the model can't be
+            captured without its weights.
         CheckpointError: the folder holds another sweep.
-        PlanError: a method does not work on the model; what has ended by then stays.
         TrainingError: every training has diverged, or a process was killed.
     """
     asked, folder = _asked(file, model, data), Path(out)
@@ -106,7 +106,7 @@ def sweep(
             continue
         folders[row] = best.pop("folders")
         diverged = sum(measure not in result for _, result in own)
-        saved = _saved(asked, own[0][0].rules, known, best["settings"])
+        saved = saved_bytes(asked, own[0][0].rules, known, best["settings"])
         rows.append(Row(row, saved_bytes=saved, diverged=diverged, **best))
     if not rows:
         raise TrainingError(
@@ -213,6 +213,7 @@ def _check(asked: Sweep, data: Data, splits: Sequence[str]) -> None:
             )
     for cell in {repr(cell.options): cell for cell in cells(asked)}.values():
         data_of(asked, cell)
+    check_methods(asked, data)
 
 
 def _train(asked: Sweep, todo: list[Cell], folder: Path, processes: int | None, *, bar: bool) -> None:
@@ -247,25 +248,6 @@ def _processes() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fxtune.sweeping.cells", "accelerate", "torchmetrics.classification"])
     return context
-
-
-def _saved(asked: Sweep, rules: str | list[str], data: Data, point: Mapping[str, Any]) -> int | None:
-    """Bytes that a step saves for backward; None where that can't be told of this model."""
-    recipe = recipe_of(asked, data, {**asked.settings, **point})
-    size = recipe.images.size
-    try:
-        report = memory(
-            resolve(asked.model, meta=True, classifies=data.kind),
-            rules,
-            batch=recipe.batch,
-            autocast=None if recipe.precision == "float32" else recipe.precision,
-            checkpointing=recipe.checkpointing,
-            example_inputs=(torch.zeros(2, 3, size, size),) if data.kind == "images" else None,
-            num_classes=len(data.classes) or None,
-        )
-        return report[" + ".join(rule_set.name for rule_set in load_rules(rules))].saved_for_backward
-    except FxtuneError:
-        return None
 
 
 def _write(swept: Swept) -> None:

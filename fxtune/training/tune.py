@@ -6,6 +6,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 from fxtune.api import RulesLike, apply
 from fxtune.data import Data, DataLike, load_data
 from fxtune.digests import digest_of
-from fxtune.errors import CheckpointError, DataError, InputError, PlanError
+from fxtune.errors import DataError, InputError, PlanError
 from fxtune.names import pipeline as pipeline_called
 from fxtune.names import resolve
 from fxtune.progress import progress as with_bar
@@ -23,6 +24,7 @@ from fxtune.recipes import Recipe, RecipeLike, recipe_for
 from fxtune.saving import read_tensors
 from fxtune.training.denoising import NoisePrediction, OfCaptions, denoised, part_of, with_model
 from fxtune.training.evaluating import accelerator, accepts_of, measured, of_all
+from fxtune.training.holding import held
 from fxtune.training.layout import layout_of
 from fxtune.training.objective import Classification
 from fxtune.training.order import Key
@@ -90,7 +92,7 @@ def tune(
     Raises:
         DataError, SourceError: data, rules or recipe are not there, or not as they should be.
         PlanError: the model is tuned already, or rules are missing.
-        CheckpointError: the folder holds another training, or can't be written to.
+        CheckpointError: the folder holds another training, another process trains into it, or it can't be written to.
         InputError: the model does not take what the recipe makes of the data.
         TrainingError: loss or weights are not finite.
     """
@@ -118,12 +120,13 @@ def tune(
     _try(stepper)
 
     folder = Path(out)
-    standing = _begun(folder, described, stepper)
-    record = Record(folder, standing.step) if processes.is_main_process else None
-    standing = _epochs(stepper, known, folder, standing, record, bar=progress and processes.is_main_process)
-    run = _ended(stepper, known, folder, standing, record, pipeline)
-    if record is not None:
-        record.close()
+    with held(folder) if processes.is_main_process else nullcontext():
+        standing = _begun(folder, described, stepper)
+        record = Record(folder, standing.step) if processes.is_main_process else None
+        standing = _epochs(stepper, known, folder, standing, record, bar=progress and processes.is_main_process)
+        run = _ended(stepper, known, folder, standing, record, pipeline)
+        if record is not None:
+            record.close()
     return run
 
 
@@ -198,10 +201,6 @@ def _try(stepper: Stepper) -> None:
 
 def _begun(folder: Path, described: Mapping[str, Any], stepper: Stepper) -> Standing:
     """Where the training is: at its beginning, or where it was killed."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError("this folder can't be made", found=str(error), where=str(folder)) from None
     found = read_state(folder, described)
     if found is None:
         return Standing(training=json.loads(json.dumps(described)))
