@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -17,13 +17,16 @@ LOCK = ".lock"
 def held(folder: Path) -> Iterator[None]:
     """Makes the folder, and keeps other processes from training into it; the system lets go of it where this one dies.
 
+    A file system that can't lock files keeps nobody away.
+
     Raises:
         CheckpointError: another does, or the folder can't be written to.
     """
+    lock = FileLock(folder / LOCK, blocking=False)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, blocking=False)
-        lock.acquire()
+        with suppress(NotImplementedError):
+            lock.acquire()
     except Timeout:
         raise CheckpointError(
             "another process trains into this folder",
