@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 import fxtune
-from memory import held_bytes
+from fxtune.testing import held_bytes
 from timing import in_turn, median, ratio
 
 BATCH, CLASSES = 8, 100

@@ -14,7 +14,7 @@ from evidence.learning import Plan, accuracy, learn
 from evidence.methods import PEFTS, tuned
 from evidence.subjects import Subject, digits
 from fxtune.resources import rules_dir
-from memory import peak_bytes, saved_bytes
+from fxtune.testing import peak_bytes, saved_bytes, tensors
 from timing import in_turn, median, ratio
 
 BATCH = 8
@@ -47,8 +47,8 @@ def measure(rounds: int) -> Iterator[dict[str, Any]]:
             "what": f"method: {name}",
             "accuracy": _learned(learned, name),
             "trained": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-            "saved_mib": saved_bytes(model, lambda model=model: _loss(model, images, labels)) / 2**20,
-            "peak_mib": peak_bytes(model, lambda model=model: _twice(model, images, labels)) / 2**20,
+            "saved_mib": saved_bytes(lambda model=model: _loss(model, images, labels), tensors(model)) / 2**20,
+            "peak_mib": peak_bytes(lambda model=model: _twice(model, images, labels), tensors(model)) / 2**20,
             "step_s": median(taken, name),
             "step_of_full": ratio(taken, "full", name),
             "step_of_full_at_most": None,

@@ -25,7 +25,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import fxtune
-from memory import peak_bytes
+from fxtune.testing import peak_bytes, tensors
 
 PEFT_LORA = "PEFT LoRA"
 
@@ -147,7 +147,7 @@ def _on_cpu(model: nn.Module, step: Callable[[], None], steps: int) -> dict[str,
         step()
         step()
 
-    peak = peak_bytes(model, twice)
+    peak = peak_bytes(twice, tensors(model))
     taken = []
     for _ in range(steps):
         start = time.perf_counter()

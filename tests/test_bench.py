@@ -1,4 +1,4 @@
-"""The parts of `bench/` that others rely on: what memory is, and the tables of evidence."""
+"""The parts of `bench/` that others rely on: the tables of evidence."""
 
 from __future__ import annotations
 
@@ -49,20 +49,6 @@ def subjects(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(forms, "EPOCHS", {"small": 2})
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     return made
-
-
-def test_saved_held_and_peak_bytes() -> None:
-    from memory import held_bytes, peak_bytes, saved_bytes
-
-    model, x = nn.Sequential(nn.Linear(256, 512, bias=False), nn.Tanh()), torch.randn(64, 256)
-    assert saved_bytes(model, lambda: model(x).sum()) == 4 * (64 * 256 + 64 * 512)  # what is read, and tanh's output
-    assert held_bytes(lambda: model(x).sum()) == pytest.approx(4 * 64 * 512, abs=64)  # the inputs live anyway
-
-    def step() -> None:
-        model(x).sum().backward()
-
-    weights = 4 * 256 * 512
-    assert 2 * weights < peak_bytes(model, step) < 2 * weights + 4 * 4 * 64 * 512
 
 
 def test_batches_hold_each_sample_once(subjects: Any, tmp_path: Path) -> None:

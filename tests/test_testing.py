@@ -23,8 +23,12 @@ from fxtune.testing import (
     assert_only_tuners_train,
     assert_strips_clean,
     ffn_shapes,
+    held_bytes,
+    peak_bytes,
     rule_files,
+    saved_bytes,
     small_models,
+    tensors,
 )
 from fxtune.testing.rules import setting_values
 from fxtune.testing.state import values
@@ -316,3 +320,17 @@ def test_training_in_place_does_not_strip_clean() -> None:
     model, inputs = FFN.build()
     with pytest.raises(AssertionError, match=r"down\.bias: its values"):
         assert_strips_clean(model, {**at_ffn("res_adapter"), "train": ["tuners", "down.bias"]}, inputs, inplace=True)
+
+
+def test_saved_held_and_peak_bytes() -> None:
+    model, x = nn.Sequential(nn.Linear(256, 512, bias=False), nn.Tanh()), torch.randn(64, 256)
+    read, tanh = 4 * 64 * 256, 4 * 64 * 512
+    assert saved_bytes(lambda: model(x).sum(), tensors(model)) == read + tanh
+    assert saved_bytes(lambda: model(x).sum(), tensors(model, {"x": [x]})) == tanh
+    assert held_bytes(lambda: model(x).sum()) == pytest.approx(tanh, abs=64)  # the inputs live anyway
+
+    def step() -> None:
+        model(x).sum().backward()
+
+    weights = 4 * 256 * 512
+    assert 2 * weights < peak_bytes(step, tensors(model)) < 2 * weights + 4 * tanh

@@ -10,6 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from fxtune.errors import InputError, PlanError
+from fxtune.testing import saved_bytes, tensors
 from fxtune.tuned import TunedModel
 from tuned_support import (
     IMAGES,
@@ -73,16 +74,7 @@ def test_exporting_new_inputs_says_to_prepare() -> None:
 
 
 def _saved_bytes(tuned: TunedModel) -> int:
-    sizes: list[int] = []
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            sizes.append(tensor.numel() * tensor.element_size())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        tuned(IMAGES).sum()
-    return sum(sizes)
+    return saved_bytes(lambda: tuned(IMAGES).sum(), tensors(tuned))
 
 
 def test_checkpointing_saves_memory_and_keeps_outputs_and_gradients(tuned: TunedModel) -> None:

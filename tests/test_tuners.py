@@ -13,6 +13,7 @@ from torch import nn
 import fxtune
 from fxtune import rules, tuners
 from fxtune.errors import RuleError
+from fxtune.testing import saved_bytes
 from fxtune.tuners import Placement, registry
 
 HEADS = st.sampled_from([1, 2, 3])
@@ -88,25 +89,13 @@ def test_outputs_against_the_formulas(name, size, heads, head_dim, scale, data):
     np.testing.assert_allclose(module(x).detach().numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
-def kept_bytes(module, x):
-    kept: dict[int, Any] = {}  # the storages stay alive, so that no address is given out twice
-
-    def pack(tensor):
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        module(x)
-    return sum(storage.nbytes() for storage in kept.values())
-
-
 @given(st.sampled_from(sorted(BUILT_IN)), st.sampled_from(["scalar", "channel", 0.5]), st.integers(1, 40), HEADS)
 def test_a_factor_keeps_nothing_of_a_token_for_the_backward_pass(name, scale, length, heads):
     def per_token(kind):
         place = Placement(8 * heads, heads, "ffn")
         module = tuners.build(name, {BUILT_IN[name]: 3, "scale": kind}, place, seed=0)
-        few, more = (kept_bytes(module, torch.randn(2, n, place.width)) for n in (length, 2 * length))
-        return (more - few) / length
+        few, more = (torch.randn(2, n, place.width) for n in (length, 2 * length))
+        return (saved_bytes(lambda: module(more)) - saved_bytes(lambda: module(few))) / length
 
     assert per_token(scale) == per_token("none") > 0
 
