@@ -33,7 +33,11 @@ def saved_bytes(loss: Callable[[], Tensor], alive: Iterable[Tensor] = ()) -> int
 
 
 def held_bytes(loss: Callable[[], Tensor]) -> int:
-    """What the allocator has given out in a forward and not got back while the loss is held, that itself aside."""
+    """What the allocator has given out in a forward and not got back while the loss is held, that itself aside; bytes.
+
+    Args:
+        loss: the forward, run once before: what is made at the first call alone would count, too.
+    """
     own = 0
 
     def run() -> None:
