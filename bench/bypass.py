@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import fxtune
 from fxtune.testing import held_bytes
+from stepping import stepping
 from timing import in_turn, median, ratio
 
 BATCH, CLASSES = 8, 100
@@ -124,13 +125,5 @@ def _loss(model: nn.Module) -> Callable[[dict[str, Tensor]], Tensor]:
 
 
 def _step(model: nn.Module, inputs: dict[str, Tensor]) -> Callable[[], None]:
-    """One step of AdamW."""
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-4)
     loss = _loss(model)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss(inputs).backward()
-        optimizer.step()
-
-    return step
+    return stepping(model, lambda: loss(inputs))

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fxtune
+from stepping import adamw
 from timing import paired
 
 SAMPLES, BATCH = 64, 32
@@ -47,8 +48,7 @@ def measure(rounds: int) -> Iterator[dict[str, Any]]:
 
 def _epoch(tuned: nn.Module, data: Iterable[Any], forward: Callable[[Any], torch.Tensor]) -> Callable[[], None]:
     """Steps of AdamW on all samples."""
-    weights = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=1e-4)
+    optimizer = adamw(tuned)
 
     def run() -> None:
         for inputs, labels in data:

@@ -15,6 +15,7 @@ from evidence.methods import PEFTS, tuned
 from evidence.subjects import Subject, digits
 from fxtune.resources import rules_dir
 from fxtune.testing import peak_bytes, saved_bytes, tensors
+from stepping import stepping
 from timing import in_turn, median, ratio
 
 BATCH = 8
@@ -93,12 +94,4 @@ def _twice(model: nn.Module, images: Tensor, labels: Tensor) -> None:
 
 
 def _step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
-    """One step of AdamW."""
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-4)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        _loss(model, images, labels).backward()
-        optimizer.step()
-
-    return step
+    return stepping(model, lambda: _loss(model, images, labels))

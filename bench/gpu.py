@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import fxtune
 from fxtune.testing import peak_bytes, tensors
+from stepping import stepping
 
 PEFT_LORA = "PEFT LoRA"
 
@@ -118,14 +119,7 @@ def _tuned(case: Case, method: str) -> nn.Module:
 
 
 def _step(case: Case, model: nn.Module, inputs: Mapping[str, Tensor]) -> Callable[[], None]:
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-4)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        case.loss(model(**inputs)).backward()
-        optimizer.step()
-
-    return step
+    return stepping(model, lambda: case.loss(model(**inputs)))
 
 
 def _on_cuda(step: Callable[[], None], steps: int) -> dict[str, float]:

@@ -111,3 +111,22 @@ def test_tables_tell_what_the_trainings_came_to(subjects: Any, tmp_path: Path) -
     page.write(place, {("small", "linear"): rows["small", "linear"]}, [], tmp_path)
     told = (place / "README.md").read_text()
     assert told.count("| tri_res |") == 1 and told.count("| linear |") == 2 and "## other" in told
+
+
+def test_the_page_of_what_was_measured_keeps_the_other_parts(tmp_path: Path) -> None:
+    import page
+
+    def row(ratio: float) -> dict[str, Any]:
+        return {"what": "one over another", "first_s": 1.0, "second_s": ratio, "ratio": ratio, "ratio_at_most": 1.02}
+
+    method = {"what": "method: lora", "accuracy": 0.875, "trained": 1234, "saved_mib": 1.0, "peak_mib": 2.0}
+    page.write(tmp_path, "training", "Steps.", {"threads": 2}, [row(1.0149)])
+    page.write(tmp_path, "catalogue", "Methods.", {"threads": 1}, [{**method, "step_s": 3.0, "step_of_full": 0.625}])
+    page.write(tmp_path, "training", "Steps.", {"threads": 2}, [row(1.0249)])
+    told = (tmp_path / "README.md").read_text()
+    assert "| one over another | ratio | 1.025 | 1.02 |" in told and "1.015" not in told
+    assert "| lora | 87.5% | 1,234 | 1.0 | 2 | 0.62 |" in told
+    at = [told.index(mark) for mark in ("## Catalogue", "(threads 1)", "## Training", "(threads 2)")]
+    assert at == sorted(at)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["training"]["rows"] == [row(1.0249)] and set(written) == {"training", "catalogue"}
