@@ -23,7 +23,7 @@ ROUNDS_MORE = 24
 """A step is short, and what is measured is little beside what other guests of the machine do to it: so many times the
 rounds of the other measurements."""
 COPIES = 3
-"""Of two equal models one takes up to 2 % longer, as long as the process lives: so some of each take turns."""
+"""Equal models that take turns, so that where the weights of one of them lie in memory does not count."""
 
 PREFIX = {
     "fxtune": 1,
