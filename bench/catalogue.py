@@ -1,4 +1,10 @@
-"""Every method of the catalogue beside full fine-tuning, a linear probe and PEFT's: what it costs, what it learns."""
+"""Every method of the catalogue beside full fine-tuning, a linear probe and PEFT's: what it costs, what it learns.
+
+Memory and time of a training step on ViT-S/16 at 224 pixels, 8 images in float32: bytes saved for backward, the most in
+memory over two steps (weights, gradients and AdamW's state included), and a step beside one of full fine-tuning.
+Accuracy on digits of five classes, by a small ViT that had learned the five others: 10 epochs, the better of two
+learning rates.
+"""
 
 from __future__ import annotations
 

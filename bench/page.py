@@ -13,17 +13,12 @@ What `make bench` measured. Times are medians of steps taken by turns in one pro
 round by round, since the machine is noisy. All numbers are in [`results.json`](results.json); the long tables of what
 is learned are in [`evidence`](evidence/README.md)."""
 
-METHODS = """Memory and time of a training step on ViT-S/16 at 224 pixels, 8 images in float32: bytes saved for
-backward, the most in memory over two steps (weights, gradients and AdamW's state included), and a step beside one of
-full fine-tuning. Accuracy on digits of five classes, by a small ViT that had learned the five others: 10 epochs, the
-better of two learning rates."""
-
 
 def write(place: Path, part: str, about: str, machine: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes one part's rows into `README.md` and `results.json`; parts of earlier runs stay as they are."""
     kept = place / "results.json"
     parts = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
-    parts[part] = {"about": about, "machine": machine, "rows": rows}
+    parts[part] = {"about": about.strip(), "machine": machine, "rows": rows}
     kept.write_text(json.dumps(parts, indent=1) + "\n", "utf-8")
     sections = [_section(name, of_part) for name, of_part in sorted(parts.items())]
     (place / "README.md").write_text("\n\n".join([HEAD, *sections]) + "\n", "utf-8")
@@ -35,11 +30,9 @@ def ratios(row: Mapping[str, Any]) -> list[str]:
 
 
 def _section(name: str, part: Mapping[str, Any]) -> str:
-    of_methods = any("accuracy" in row for row in part["rows"])
-    table = _methods(part["rows"]) if of_methods else _ratios(part["rows"])
-    told = [part["about"], METHODS] if of_methods else [part["about"]]
+    table = _methods if any("accuracy" in row for row in part["rows"]) else _ratios
     machine = ", ".join(f"{what} {value}" for what, value in part["machine"].items())
-    return "\n\n".join([f"## {name.capitalize()}", *told, table, f"({machine})"])
+    return "\n\n".join([f"## {name.capitalize()}", part["about"], table(part["rows"]), f"({machine})"])
 
 
 def _ratios(rows: Sequence[Mapping[str, Any]]) -> str:

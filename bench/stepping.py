@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def adamw(model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW over what trains, in torch's fused kernel, as `fxtune tune` runs it."""
+    """AdamW over what trains, in torch's fused kernel, as `fxtune tune` runs it on the CPU."""
     return torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-4, fused=True)
 
 
