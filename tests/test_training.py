@@ -62,7 +62,7 @@ def whole(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 PLAIN: dict[str, dict[str, Any]] = {
-    "adamw": {"clip": 1.0},
+    "adamw": {"clip": 1.0, "optimizer__betas": (0.5, 0.9), "optimizer__eps": 1e-3, "optimizer__weight_decay": 2.0},
     "sgd": {"optimizer__name": "sgd", "optimizer__head_lr": 0.01, "optimizer__momentum": 0.8, "smoothing": 0.2},
 }
 
@@ -73,7 +73,8 @@ def test_a_training_is_what_a_plain_loop_computes(how: str, digits: Data, tmp_pa
     settings = {"images__crop": "none", "schedule__shape": "constant", "schedule__warmup": 0, "epochs": 2, "seed": 3}
     tuned_on(digits, tmp_path, model=vit(), **PLAIN[how], **settings)
     tuned = fxtune.apply(vit(), "tri_res", num_classes=10, seed=3)
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(tuned.parameter_groups(lr=0.003, weight_decay=0.05))
+    groups = tuned.parameter_groups(lr=0.003, weight_decay=2.0)
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, betas=(0.5, 0.9), eps=1e-3)
     if how == "sgd":
         optimizer = torch.optim.SGD(tuned.parameter_groups(lr=0.003, weight_decay=0.05, head_lr=0.01), momentum=0.8)
     train = digits.split("train")
