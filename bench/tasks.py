@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import diffusers
 import timm
 import torch
 from torch import nn
 
 import fxtune
 from fxtune.tuned import one_capture
+from halved import half_wide_unet, latents
 from timing import paired
 
 IMAGES = 8
@@ -26,7 +26,7 @@ def measure(rounds: int) -> Iterator[dict[str, Any]]:
         model = timm.create_model("vit_base_patch16_224", global_pool=pool).eval()
         inputs = {"x": torch.randn(IMAGES, 3, 224, 224)}
         yield _row(f"19 tasks, ViT-B/16, {head}", model, inputs, 19, rounds, MOST[pool], num_classes=100)
-    yield _row("10 tasks, U-Net", _unet().eval(), _latents(), 10, rounds, MOST["unet"])
+    yield _row("10 tasks, U-Net", half_wide_unet().eval(), latents(), 10, rounds, MOST["unet"])
 
 
 def _row(
@@ -65,18 +65,3 @@ def _together(many: nn.Module, inputs: dict[str, torch.Tensor]) -> Callable[[], 
         many(**inputs)
 
     return run
-
-
-def _unet() -> nn.Module:
-    """Stable Diffusion's U-Net at half its widths."""
-    return diffusers.UNet2DConditionModel(
-        sample_size=32, block_out_channels=(160, 320, 640, 640), cross_attention_dim=768, attention_head_dim=8
-    )
-
-
-def _latents() -> dict[str, torch.Tensor]:
-    return {
-        "sample": torch.randn(2, 4, 32, 32),
-        "timestep": torch.arange(1, 3),
-        "encoder_hidden_states": torch.randn(2, 77, 768),
-    }
