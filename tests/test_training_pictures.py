@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,17 @@ def test_the_conditional_loss_falls_to_half_and_the_pipeline_samples(
     assert drawn[0].shape == (1, SIZE, SIZE, 3) and (drawn[0] == drawn[1]).all()
     again = fxtune.load(pipeline.unet, tmp_path / "tuned")
     assert loss_of(pipeline, again.eval(), captioned) == pytest.approx(run.scores["test"], rel=1e-4)
+
+
+def test_the_best_epoch_is_that_of_the_lowest_loss(tokenizer: Any, captioned: Data, tmp_path: Path) -> None:
+    data = captioned.with_splits({"train": captioned.split("train"), "val": captioned.split("test")})
+    run = fxtune.tune(
+        pipeline_of(tokenizer), data, "lora", out=tmp_path, recipe=RECIPE, settings={"epochs": 3}, progress=False
+    )
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    vals = [line["loss"] for line in lines if line.get("split") == "val"]
+    assert len(vals) == 3 and min(vals) < vals[0]
+    assert run.best_epoch == 1 + vals.index(min(vals)) and run.scores["val"] == pytest.approx(min(vals))
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
