@@ -17,6 +17,7 @@ ROOMS = [
     "resources",
     "files",
     "wrapped",
+    "modes",
     "digests",
     "progress",
     "cards",

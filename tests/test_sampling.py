@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,27 @@ def test_the_distance_is_that_of_two_normal_distributions(tmp_path: Path) -> Non
     assert found == pytest.approx(expected, rel=1e-6) and found > 1
     same = fxtune.fid(f"captions/{folders[0]}", f"captions/{folders[0]}", features=Means(), progress=False)
     assert same == pytest.approx(0, abs=1e-4)
+
+
+def test_a_network_of_ones_own_stays_as_it_is(tmp_path: Path) -> None:
+    """In its own dtype and mode, with its statistics where they were."""
+    folder = images_in(tmp_path / "drawn", 0, 4)
+    network = nn.Sequential(Scaled(), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network.num_features = 4
+    network[1].eval()
+    before = copy.deepcopy(network.state_dict())
+    one = fxtune.fid(f"captions/{folder}", f"captions/{folder}", features=network, progress=False)
+    assert one == pytest.approx(0, abs=1e-4)
+    after = network.state_dict()
+    assert all(after[name].dtype == was.dtype and torch.equal(after[name], was) for name, was in before.items())
+    assert [module.training for module in network.modules()] == [True, True, False, True, True, True]
+
+
+class Scaled(nn.Module):
+    """Images between 0 and 1, in float32."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images / 255
 
 
 def test_what_has_no_distance(tmp_path: Path) -> None:

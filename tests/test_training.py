@@ -131,6 +131,18 @@ def test_what_it_learnt_is_loaded_again(whole: Run, digits: Data) -> None:
         assert fxtune.evaluate(tuned, digits, split=split, recipe=RECIPE) == whole.scores[split]
 
 
+@pytest.mark.parametrize("tuned", [False, True])
+def test_to_evaluate_leaves_each_module_in_its_own_mode(digits: Data, tuned: bool) -> None:
+    model = vit(drop_rate=0.5, num_classes=10)
+    model = fxtune.apply(model, "tri_res", seed=0) if tuned else model
+    expected = fxtune.evaluate(model.eval(), digits, recipe=RECIPE)
+    model.train()
+    model.blocks[1].eval()
+    modes = [module.training for module in model.modules()]
+    assert fxtune.evaluate(model, digits, recipe=RECIPE) == expected
+    assert [module.training for module in model.modules()] == modes and True in modes and False in modes
+
+
 def test_accuracy_is_counted_among_the_classes_that_a_test_set_has(whole: Run, digits: Data) -> None:
     test = digits.split("test")
     some = tuple(sample for sample in test if sample.label in (3, 8))

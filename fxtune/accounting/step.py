@@ -17,6 +17,7 @@ from fxtune.accounting.optimizers import Optimizer, make
 from fxtune.accounting.report import Usage
 from fxtune.accounting.standins import Alike, replaced
 from fxtune.errors import PlanError
+from fxtune.modes import in_mode
 from fxtune.tuned import TunedModel
 
 _STEPS = 2
@@ -49,15 +50,10 @@ def usage(name: str, tuned: TunedModel, call: Call, setting: Setting) -> Usage:
         PlanError: nothing trains, or not what the outputs depend on.
     """
     ledger = Ledger(setting.device)
-    training = tuned.training
-    try:
-        tuned.train()
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            fakes = Alike(setting.device)
-            with replaced(tuned, fakes), ledger:
-                return _train(name, tuned, fakes.all(call), setting, ledger)
-    finally:
-        tuned.train(training)
+    with in_mode(tuned, training=True), FakeTensorMode(allow_non_fake_inputs=True):
+        fakes = Alike(setting.device)
+        with replaced(tuned, fakes), ledger:
+            return _train(name, tuned, fakes.all(call), setting, ledger)
 
 
 def _train(name: str, tuned: TunedModel, call: Call, setting: Setting, ledger: Ledger) -> Usage:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fxtune.hoisting.call import is_tensor, walk
 from fxtune.hoisting.values import values_of, within
+from fxtune.modes import modes_kept
 
 
 class Traces:
@@ -52,24 +52,14 @@ def _trace(node: fx.Node, owner: nn.Module, vals: list[Any], *, training: bool) 
         return call(*args, **kwargs)
 
     modules = list(call.modules()) if isinstance(call, nn.Module) else []
-    with within(vals), _in_mode(modules, training):
+    with within(vals), modes_kept(modules):
+        for module in modules:
+            module.training = training
         traced: fx.GraphModule = make_fx(run, pre_dispatch=True, _allow_non_fake_inputs=True)(*vals)
     for inner in traced.graph.nodes:
         if inner.op == "get_attr":
             inner.meta.setdefault("val", getattr(traced, str(inner.target)))
     return traced.graph
-
-
-@contextlib.contextmanager
-def _in_mode(modules: list[nn.Module], training: bool) -> Iterator[None]:
-    before = [module.training for module in modules]
-    for module in modules:
-        module.training = training
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, before, strict=True):
-            module.training = mode
 
 
 def _call_key(node: fx.Node, owner: nn.Module) -> Any:

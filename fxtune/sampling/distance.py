@@ -11,6 +11,7 @@ from torch import nn
 from fxtune.data import Data, DataLike, load_data
 from fxtune.errors import DataError
 from fxtune.libraries import library
+from fxtune.modes import in_mode
 from fxtune.progress import progress as with_bar
 
 
@@ -29,7 +30,7 @@ def fid(
         real: others.
         features: which layer of Inception v3 torchmetrics computes them with (2048 is FID's; its weights are
             downloaded, by the package torch-fidelity), or a module of your own: images, B x 3 x H x W in uint8, to
-            B x D.
+            B x D. It runs in eval mode and stays as it is.
         split: of either.
         progress: whether a terminal shows how far it is.
 
@@ -48,7 +49,8 @@ def fid(
             found=str(error),
             fix="pip install torch-fidelity, which downloads the weights; or pass a module: features=...",
         ) from None
-    metric.set_dtype(torch.float64)
+    if isinstance(features, int):
+        metric.set_dtype(torch.float64)  # which casts the network's weights: Inception's own, nobody else's
     transforms = library("torchvision.transforms.v2.functional", what="The distance of images", extra="train")
     for data, is_real in ((drawn, False), (real, True)):
         known = data if isinstance(data, Data) else load_data(data)
@@ -60,7 +62,7 @@ def fid(
                 where=known.source,
             )
         pictures: Iterable[Any] = with_bar(samples, known.source, len(samples)) if progress else samples
-        with torch.no_grad():
+        with in_mode(metric, training=False), torch.no_grad():
             for one in pictures:
                 assert one.picture is not None
                 # One at a time: images may have any size.

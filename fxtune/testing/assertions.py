@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fxtune.api import RulesLike, apply
+from fxtune.modes import in_mode
 from fxtune.testing.state import State, moved, same, tensors, values
 from fxtune.tracing import call_inputs
 from fxtune.tuned import TunedModel
@@ -36,7 +37,7 @@ def assert_identity_at_init(model: nn.Module, rules: Rules, inputs: Any = None, 
     """
     args, kwargs = call_inputs(model, inputs)
     tuned = apply(model, rules, example_inputs=(args, kwargs), **settings).eval()
-    with torch.no_grad(), _in_eval_mode(model), _noting_what_adds(tuned) as adding:
+    with torch.no_grad(), in_mode(model, training=False), _noting_what_adds(tuned) as adding:
         expected, found = values(model(*args, **kwargs)), values(tuned(*args, **kwargs))
     differing = [
         f"output{place or ''}: {_distance(found[place], tensor)}" if place in found else f"output{place}: is missing"
@@ -90,7 +91,7 @@ def assert_strips_clean(model: nn.Module, rules: Rules, inputs: Any = None, **se
     """
     args, kwargs = call_inputs(model, inputs)
     before = State.of(model)
-    with torch.no_grad(), _in_eval_mode(model):
+    with torch.no_grad(), in_mode(model, training=False):
         expected = values(model(*args, **kwargs))
     tuned = apply(model, rules, example_inputs=(args, kwargs), **settings).train()
     _train(tuned, args, kwargs, steps=2)
@@ -98,7 +99,7 @@ def assert_strips_clean(model: nn.Module, rules: Rules, inputs: Any = None, **se
     if stripped is not model:
         _fail("strip() did not give back the model", [f"it gave another {type(stripped).__name__}"])
     _fail_if("The stripped model is not as it was", before.differences(State.of(model)))
-    with torch.no_grad(), _in_eval_mode(model):
+    with torch.no_grad(), in_mode(model, training=False):
         found = values(model(*args, **kwargs))
     _fail_if("The stripped model computes something else", (f"output{place}" for place in moved(expected, found)))
 
@@ -121,17 +122,6 @@ def _train(tuned: TunedModel, args: tuple[Any, ...], kwargs: dict[str, Any], ste
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextmanager

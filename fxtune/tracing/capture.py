@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fxtune import cards
 from fxtune.errors import InputError
+from fxtune.modes import modes_kept
 from fxtune.tracing.build import build
 from fxtune.tracing.calls import Tree
 from fxtune.tracing.export import Exported, export
@@ -57,14 +58,10 @@ def capture(model: nn.Module, example_inputs: Any = None) -> Region:
 
 
 def _export_in_training(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exported:
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in flags:
+    with modes_kept(model.modules()):
+        for module in model.modules():
             module.training = True
         return export(model, args, kwargs)
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 def _distinct(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from fxtune.data import Data, DataLike, load_data
 from fxtune.libraries import library
+from fxtune.modes import in_mode
 from fxtune.recipes import Recipe, RecipeLike, recipe_for
 from fxtune.training.objective import Classification, Objective
 from fxtune.training.order import Key
@@ -74,15 +75,11 @@ def measured(
     )
     device = next(model.parameters()).device
     metric = objective.metric().to(device)
-    was_training, unreadable = model.training, []
-    model.eval()
-    try:
-        with torch.no_grad():
-            for batch in loader:
-                unreadable += batch.unreadable
-                objective.update(metric, model, batch.to(device, dtype_of(model)), samples.among)
-    finally:
-        model.train(was_training)
+    unreadable: list[str] = []
+    with in_mode(model, training=False), torch.no_grad():
+        for batch in loader:
+            unreadable += batch.unreadable
+            objective.update(metric, model, batch.to(device, dtype_of(model)), samples.among)
     return objective.result(metric), of_all(unreadable)
 
 
