@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +114,36 @@ def test_disabled_ends_with_an_error_too(sets: Sets) -> None:
     with pytest.raises(KeyError), tuned.disabled():
         raise KeyError
     assert torch.equal(output(tuned), expected["default"])
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_what_is_off_is_neither_saved_nor_merged(sets: Sets, tmp_path: Path, merge: bool) -> None:
+    """A good checkpoint would give way to one without tuners."""
+    model, tuned, expected = sets
+    tuned.use("lora").save(tmp_path)
+    if merge:
+        tuned.merge()
+    kept = output(tuned)
+    with tuned.disabled():
+        for form in ("fxtune", "peft", "diffusers"):
+            with pytest.raises(fxtune.CheckpointError, match="tuners are off"):
+                tuned.save(tmp_path, format=form)
+        for change in (tuned.merge, tuned.unmerge):
+            with pytest.raises(fxtune.PlanError, match="tuners are off"):
+                change()
+        with tuned.disabled():
+            off = output(tuned)
+        assert torch.equal(output(tuned), off) and not torch.equal(off, kept)
+    assert torch.equal(output(tuned), kept)
+    assert torch.equal(output(fxtune.load(model, tmp_path).eval()), expected["lora"])
+    assert merge == bool(tuned._fxtune.unmerged)
+    with tuned.disabled():
+        copied = copy.deepcopy(tuned)
+    assert torch.equal(output(copied), off)
+    copied.use("lora")
+    if merge:
+        copied.unmerge()
+    assert torch.equal(output(copied), expected["lora"])
 
 
 def test_what_has_trained_without_tuners_has_trained(sets: Sets) -> None:

@@ -127,6 +127,33 @@ def test_another_sweep_in_the_same_folder_is_refused(swept: Swept) -> None:
     assert (swept.folder / "table.md").read_bytes() == before
 
 
+def test_a_rule_file_that_says_something_else_by_now_is_refused(tmp_path: Path) -> None:
+    """Else the table would tell of what was trained before; rules that are added are another matter."""
+    mine = tmp_path / "mine.yaml"
+    asked = {**FILE, "rules": [str(mine)], "grid": {}, "seeds": [0]}
+
+    def swept_by(dim: int, **changes: Any) -> Swept:
+        mine.write_text(
+            f"fxtune: 1\nname: mine\nrules: [{{at: ffn, insert: {{res_adapter: {{dim: {dim}}}}}}}]\n# {changes}\n"
+        )
+        return sweep({**asked, **changes}, tmp_path / "out", processes=1, progress=False)
+
+    (row,) = swept_by(2).rows
+    with pytest.raises(CheckpointError, match=r"another sweep[^$]*the rules of mine[^$]*another name"):
+        swept_by(3)
+    assert swept_by(2, rules=["linear", str(mine)]).rows[1] == row
+    with pytest.raises(CheckpointError, match="the rules of mine"):
+        swept_by(3, rules=["linear", str(mine)])
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_a_damaged_folder_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    with pytest.raises(CheckpointError, match="can't be read"):
+        sweep(FILE, tmp_path, progress=False)
+    assert (tmp_path / "sweep.json").read_text() == text
+
+
 def test_rules_by_another_name_than_their_file_s(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("fxtune: 1\nname: other\nrules: [{at: ffn, insert: {res_adapter: {dim: 2}}}]\n")
     asked = {**FILE, "rules": [str(tmp_path / "mine.yaml")], "grid": {}, "seeds": [0]}

@@ -22,8 +22,9 @@ from fxtune.files import replacing
 from fxtune.progress import progress as with_bar
 from fxtune.resources import sweeps_dir
 from fxtune.rules import load as load_rules
+from fxtune.saving import rule_files
 from fxtune.source import Document, nearest
-from fxtune.sweeping.cells import Cell, cells, data_of, recipe_of, result_of, train
+from fxtune.sweeping.cells import Cell, cells, data_of, method, recipe_of, result_of, train
 from fxtune.sweeping.drawing import plots
 from fxtune.sweeping.spec import Sweep
 from fxtune.sweeping.table import Row, chosen, drawn, markdown
@@ -160,33 +161,66 @@ def _splits(asked: Sweep, data: Data) -> tuple[str, ...]:
     return found
 
 
-ASKED = "sweep.json"
-"""What the trainings of a folder have in common."""
+ASKED, RULES = "sweep.json", "rules"
+"""What the trainings of a folder have in common, and in it what the rules of each method say."""
 
 
 def _begin(asked: Sweep, data: Data, folder: Path) -> None:
     """Writes what is asked, or sees that it is what was asked before.
 
     Raises:
-        CheckpointError: it is another sweep.
+        CheckpointError: it is another sweep, or one by rules of the same name that say something else.
     """
     recipe = recipe_of(asked, data, asked.settings).model_dump(mode="json")
     shared = {name: getattr(asked, name) for name in ("model", "data", "redraw", "tokenizer")} | {"recipe": recipe}
     path, now = folder / ASKED, json.loads(json.dumps(shared))
+    rules = {method(names): _resolved(names) for names in asked.rules}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        then = json.loads(path.read_text("utf-8")) if path.exists() else now
-        if then != now:
+        found = _written(path)
+        then = now if found is None else found
+        known = then.get(RULES, {})
+        odd = [name for name in now if then.get(name) != now[name]]
+        odd += [f"the rules of {name}" for name, own in rules.items() if known.get(name, own) != own]
+        if odd:
             raise CheckpointError(
                 "this folder holds another sweep",
-                found=f"it differs in {', '.join(name for name in now if then.get(name) != now[name])}",
+                found=f"it differs in {', '.join(odd)}",
                 where=str(path),
-                fix="give what it was begun with, or name another folder",
+                fix="give what it was begun with, name another folder, or give changed rules a file of another name",
             )
         with replacing(path) as partial:
-            partial.write_text(json.dumps(now, indent=2) + "\n", "utf-8")
+            partial.write_text(json.dumps({**now, RULES: {**known, **rules}}, indent=2) + "\n", "utf-8")
     except OSError as error:
         raise CheckpointError("this folder can't be written to", found=str(error), where=str(folder)) from None
+
+
+def _resolved(names: str | list[str]) -> list[dict[str, Any]]:
+    """What rules say, as plain data: a file of the same name may say something else by now."""
+    return [file.model_dump(mode="json", by_alias=True) for file in rule_files(load_rules(names))]
+
+
+def _written(path: Path) -> dict[str, Any] | None:
+    """What was asked before; None if nothing was.
+
+    Raises:
+        CheckpointError: it can't be read.
+    """
+    if not path.exists():
+        return None
+    found: Any
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        found = error
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            "this folder's sweep can't be read",
+            found=str(found),
+            where=str(path),
+            fix="name another folder, or delete this file if the trainings beside it are those of this sweep",
+        )
+    return found
 
 
 def _check(asked: Sweep, data: Data, splits: Sequence[str]) -> None:

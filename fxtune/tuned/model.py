@@ -34,7 +34,7 @@ from fxtune.tuned.observing import RUN_HOOKS
 from fxtune.tuned.ownership import apply_once, make_private, set_trainable
 from fxtune.tuned.quantised import check_loadable, check_trainable
 from fxtune.tuned.report import Report
-from fxtune.tuned.sets import add_set, set_named, without_tuners
+from fxtune.tuned.sets import add_set, check_on, set_named, without_tuners
 from fxtune.tuned.stored import own_tensors
 from fxtune.tuned.tuning import Tuning
 from fxtune.wrapped import same_numbers
@@ -285,6 +285,12 @@ class TunedModel(CheckpointingNames, nn.Module):
         state = self._fxtune
         if state.made is None:
             raise CheckpointError("this tuned model cannot be saved", found="it was not made by fxtune.apply")
+        if state.off:
+            raise CheckpointError(
+                "this tuned model cannot be saved as it is",
+                found="its tuners are off",
+                fix=f"leave disabled() first, or call use({state.name!r}); the plain model is tuned.state_dict()",
+            )
         if state.unmerged is not None:
             raise CheckpointError(
                 "this tuned model cannot be saved as it is",
@@ -356,8 +362,9 @@ class TunedModel(CheckpointingNames, nn.Module):
             The tuned model itself.
 
         Raises:
-            PlanError: no tuner can go into weights, and why; or it is merged already.
+            PlanError: no tuner can go into weights, and why; or it is merged already, or off.
         """
+        check_on(self._fxtune, "merged")
         self._renew(merged(self._fxtune))
         return self
 
@@ -368,8 +375,9 @@ class TunedModel(CheckpointingNames, nn.Module):
             The tuned model itself. What else has been trained or set since stays.
 
         Raises:
-            PlanError: it is not merged.
+            PlanError: it is not merged, or off.
         """
+        check_on(self._fxtune, "unmerged")
         self._renew(unmerged(self._fxtune))
         return self
 
@@ -421,7 +429,7 @@ class TunedModel(CheckpointingNames, nn.Module):
     def disabled(self) -> Iterator[None]:
         """While on, no tuner does anything: the model computes what its backbone does, and its head, trained or not.
 
-        The graph without tuners is captured when that is first asked for.
+        Meanwhile it can't be saved, merged or unmerged. The graph without tuners is captured when first asked for.
         """
         before = self._fxtune
         _adopt(self, without_tuners(before))

@@ -70,6 +70,20 @@ def without_tuners(state: Tuning) -> Tuning:
     return state.plain
 
 
+def check_on(state: Tuning, done: str) -> None:
+    """Refuses what is done to tuners while they are off.
+
+    Raises:
+        PlanError: they are.
+    """
+    if state.off:
+        raise PlanError(
+            f"this tuned model cannot be {done} while its tuners are off",
+            found=f"the set {state.name!r}, disabled",
+            fix=f"leave disabled() first, or call use({state.name!r})",
+        )
+
+
 def _share_hooks(other: Tuning, state: Tuning) -> None:
     """A hook is put on the model, and runs whatever set is in use."""
     modules = dict(state.twin.named_modules())

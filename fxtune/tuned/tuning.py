@@ -64,6 +64,11 @@ class Tuning:
         """The graph that `apply` captured: the module tree of the tuned model is its tree."""
         return self.graphs["forward"][0]
 
+    @property
+    def off(self) -> bool:
+        """Whether this is a set without its tuners, for as long as they are disabled."""
+        return self.sets.get(self.name, self) is not self
+
     def every_graph(self) -> Iterator[Region]:
         for graphs in self.graphs.values():
             yield from graphs
