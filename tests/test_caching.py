@@ -286,6 +286,51 @@ def test_another_preprocessing_is_refused(tuned: TunedModel, folder: Path) -> No
         tuned.cache_features(DataLoader(TensorDataset(IMAGES * 2, LABELS), batch_size=4), folder)
 
 
+def test_other_labels_are_refused(tuned: TunedModel, tmp_path: Path, folder: Path) -> None:
+    """Of images that are the same: tensors, texts, and plain numbers."""
+    with pytest.raises(CacheError, match=r"another set of labels(.|\n)*differs for the first samples"):
+        tuned.cache_features(DataLoader(TensorDataset(IMAGES, LABELS.flip(0)), batch_size=4), folder)
+    for name, of in (("numbers", lambda i: i), ("texts", str)):
+        rest = [list(map(of, range(COUNT))), list(map(of, reversed(range(COUNT))))]
+        cache = tuned.cache_features([(IMAGES, rest[0])], tmp_path / name)
+        assert next(iter(cache.loader(COUNT)))[1] == rest[0] and cache[3][1] == of(3)
+        with pytest.raises(CacheError, match="another set of labels"):
+            tuned.cache_features([(IMAGES, rest[1])], tmp_path / name)
+
+
+def test_going_on_with_other_labels_is_refused(tuned: TunedModel, tmp_path: Path) -> None:
+    """The first batch is as it was; those after it are compared one by one."""
+    names = [f"image {i}" for i in range(COUNT)]
+    for of in (lambda some: LABELS[some], lambda some: names[some], lambda some: LABELS[some].tolist()):
+        folder = tmp_path / "cache"
+        batches = [(IMAGES[i : i + 2], of(slice(i, i + 2))) for i in range(0, COUNT, 2)]
+        with pytest.raises(CacheError, match="not alike"):
+            tuned.cache_features([*batches[:4], (IMAGES[:2], None)], folder, shard_bytes=1)
+        other = [batches[0], (batches[1][0], batches[0][1]), *batches[2:]]
+        with pytest.raises(CacheError, match=r"other inputs or labels(.|\n)*samples 2 to 3"):
+            tuned.cache_features(other, folder, shard_bytes=1)
+        assert len(tuned.cache_features(batches, folder, shard_bytes=1)) == COUNT
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.parametrize("numbers", [[3, 1, 4, 1, 5], [True, False, True, True, False], [0.1, 2.5, 3.25, 1e300, 0.0]])
+def test_labels_that_nobody_made_a_tensor_of(tuned: TunedModel, tmp_path: Path, kind: Any, numbers: list[Any]) -> None:
+    """As a collate function of one's own leaves them, in batches of which the last is smaller."""
+    batches = [(IMAGES[i : i + 2], {"y": kind(numbers[i : i + 2])}) for i in (0, 2, 4)]
+    batches[-1] = (IMAGES[4:5], {"y": kind(numbers[4:])})
+    cache = tuned.cache_features(batches, tmp_path / "cache", shard_bytes=1)
+    for size in (1, 2, 3, 5):
+        found = [y for _, rest in cache.loader(size) for y in rest["y"]]
+        assert found == numbers and {type(y) for y in found} == {type(numbers[0])}
+    assert type(next(iter(cache.loader(2)))[1]["y"]) is kind and cache[4][1]["y"] == numbers[4]
+
+
+def test_a_number_that_is_too_large_is_refused(tuned: TunedModel, tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r"2\^63"):
+        tuned.cache_features([(IMAGES[:2], [1, 2**63])], tmp_path / "cache")
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

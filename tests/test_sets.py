@@ -116,6 +116,23 @@ def test_disabled_ends_with_an_error_too(sets: Sets) -> None:
     assert torch.equal(output(tuned), expected["default"])
 
 
+@pytest.mark.parametrize("family", ["vit", "bert", "unet"])
+def test_cast_tuners_are_merged_and_taken_off_as_others_are(family: str) -> None:
+    """Their graphs are captured anew, with inputs of the dtype that the model has by now."""
+    tuned = tuned_on(awake(build(family)), family, "lora", 1).double()
+    inputs = {name: x.double() if x.is_floating_point() else x for name, x in FAMILIES[family].inputs(2).items()}
+
+    def computed() -> Tensor:
+        with torch.no_grad():
+            return torch.cat([leaf.flatten() for leaf in pytree.tree_leaves(tuned(**inputs))])
+
+    kept = computed()
+    with tuned.disabled():
+        assert not torch.allclose(computed(), kept)
+    torch.testing.assert_close((tuned.merge(), computed())[1], kept, rtol=0, atol=1e-12 * float(kept.abs().max()))
+    assert torch.equal((tuned.unmerge(), computed())[1], kept)
+
+
 @pytest.mark.parametrize("merge", [False, True])
 def test_what_is_off_is_neither_saved_nor_merged(sets: Sets, tmp_path: Path, merge: bool) -> None:
     """A good checkpoint would give way to one without tuners."""

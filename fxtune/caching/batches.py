@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
@@ -14,6 +15,10 @@ from fxtune.tracing import call_inputs
 
 SplitBatch: TypeAlias = Callable[[Any], tuple[Any, Any]]
 """From a batch to the pair of what the model is called with (in the forms of `example_inputs`) and the rest."""
+
+
+NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}
+"""The kinds of plain numbers, and what holds every one of them exactly (whole ones up to 64 bits)."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class Batch:
         def cut(value: Any) -> Any:
             return value[start:stop] if per_sample(value, self.size) else value
 
-        args, kwargs, rest = pytree.tree_map(cut, (self.args, self.kwargs, self.rest), is_leaf=is_item)
+        args, kwargs = pytree.tree_map(cut, (self.args, self.kwargs), is_leaf=is_item)
+        rest = pytree.tree_map(cut, self.rest, is_leaf=lambda value: is_item(value) or is_numbers(value))
         return Batch(args, kwargs, rest, stop - start)
 
     def inputs(self) -> list[Tensor]:
@@ -72,6 +78,11 @@ def take_apart(batch: Any, names: Collection[str], split_batch: SplitBatch | Non
 def is_item(value: Any) -> bool:
     """Whether a list or tuple is one value a sample, such as texts, and no structure of its own."""
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(v, str | bytes) for v in value)
+
+
+def is_numbers(value: Any) -> bool:
+    """Whether a list or tuple holds numbers of one kind, such as labels that nobody has made a tensor of."""
+    return type(value) in (list, tuple) and len({type(v) for v in value}) == 1 and type(value[0]) in NUMBERS
 
 
 def per_sample(value: Any, size: int) -> bool:

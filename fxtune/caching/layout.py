@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fxtune.caching.batches import is_item, per_sample
+from fxtune.caching.batches import NUMBERS, is_item, is_numbers, per_sample
 from fxtune.errors import CacheError
 
 Structure = Any
-"""``{"tuple": [...]}``, ``{"list": [...]}``, ``{"dict": {...}}``, ``{"array": name}``, ``{"texts": name}``, or
-``{"value": v}`` for what is the same in every batch."""
+"""``{"tuple": [...]}``, ``{"list": [...]}``, ``{"dict": {...}}``, ``{"array": name}``, ``{"texts": name}``,
+``{"numbers": name}`` or ``{"number_tuple": name}`` for plain numbers, one a sample, and ``{"value": v}`` for what is
+the same in every batch."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,9 @@ def flatten(rest: Any, size: int, name: str = "rest") -> tuple[Structure, dict[s
         if is_item(value) and per_sample(value, size) and all(isinstance(v, str) for v in value):
             texts[name] = list(value)
             return {"texts": name}
+        if is_numbers(value) and per_sample(value, size):
+            arrays[name] = _numbers(value, name)
+            return {"numbers" if isinstance(value, list) else "number_tuple": name}
         if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
             return {"dict": {key: walk(item, f"{name}.{key}") for key, item in value.items()}}
         if type(value) in (list, tuple) and not is_item(value):
@@ -101,11 +105,22 @@ def flatten(rest: Any, size: int, name: str = "rest") -> tuple[Structure, dict[s
         raise CacheError(
             "a part of the dataloader's batches cannot be stored in a feature cache",
             found=f"`{name}` is a {type(value).__name__}{shape} in a batch of {size}",
-            fix="batches may hold tensors with one row a sample, lists of texts, numbers, and dicts, lists and tuples "
-            "of these; leave the rest out: split_batch=lambda batch: (inputs, labels)",
+            fix="batches may hold tensors with one row a sample, lists of texts or numbers, and dicts, lists and "
+            "tuples of these; leave the rest out: split_batch=lambda batch: (inputs, labels)",
         )
 
     return walk(rest, name), arrays, texts
+
+
+def _numbers(value: Sequence[Any], name: str) -> Tensor:
+    try:
+        return torch.tensor(value, dtype=NUMBERS[type(value[0])])
+    except (OverflowError, RuntimeError, ValueError) as error:
+        raise CacheError(
+            "a number in the dataloader's batches cannot be stored in a feature cache",
+            found=f"`{name}`: {error}",
+            fix="keep whole numbers below 2^63, or leave it out: split_batch=lambda batch: (inputs, labels)",
+        ) from None
 
 
 def restore(structure: Structure, values: Mapping[str, Any]) -> Any:
@@ -113,6 +128,9 @@ def restore(structure: Structure, values: Mapping[str, Any]) -> Any:
     ((kind, inside),) = structure.items()
     if kind in ("array", "texts"):
         return values[inside]
+    if kind in ("numbers", "number_tuple"):
+        found = values[inside].tolist()  # of one sample, a number
+        return tuple(found) if kind == "number_tuple" and isinstance(found, list) else found
     if kind == "dict":
         return {key: restore(item, values) for key, item in inside.items()}
     if kind in ("list", "tuple"):

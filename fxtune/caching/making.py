@@ -14,7 +14,7 @@ from torch import Tensor
 from fxtune.caching.batches import Batch, SplitBatch, take_apart
 from fxtune.caching.dataset import FeatureCache
 from fxtune.caching.files import MANIFEST, read_json, rows_of, shard_name, write_json
-from fxtune.caching.fingerprints import computing_of, each_sample, inputs_of, same_inputs, weights_of
+from fxtune.caching.fingerprints import computing_of, each_sample, inputs_of, rest_of, same_inputs, weights_of
 from fxtune.caching.layout import array_of, flatten
 from fxtune.caching.plan import Plan, check_same, read_plan
 from fxtune.caching.shards import CHECK, Shards
@@ -65,13 +65,15 @@ def _plan(split: Split, first: Batch, source: Source, dtype: torch.dtype | None,
     features = _computed(split, first)
     _check_per_sample(split, first, features)
     structure, rest, _ = flatten(first.rest, first.size)
+    again = source.first(seed=0)
     return Plan(
         features={name: array_of(value, dtype) for name, value in features.items()},
         rest={**{name: array_of(value) for name, value in rest.items()}, CHECK: array_of(each_sample(first))},
         structure=structure,
         weights=weights_of(split.trunk),
         trunk=computing_of(split.trunk),
-        inputs=inputs_of(first, source.first(seed=0)),
+        inputs=inputs_of(first, again),
+        beside=rest_of(first, again),
         samples=source.samples,
         views=views,
     )

@@ -12,7 +12,7 @@ from fxtune.caching.files import PLAN, read_json, write_json
 from fxtune.caching.layout import Array, Structure
 from fxtune.errors import CacheError
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Plan:
         weights: the trunk's weights: by name, what is in each.
         trunk: what the trunk computes.
         inputs: what the model was given for the first samples.
+        beside: what there was beside the inputs for the first samples: labels; None where that varies.
         samples: how many there are, None if the dataloader can't tell.
         views: how often each was read.
     """
@@ -36,6 +37,7 @@ class Plan:
     weights: Mapping[str, str]
     trunk: str
     inputs: Mapping[str, Any]
+    beside: list[str] | None
     samples: int | None
     views: int
 
@@ -62,6 +64,7 @@ class Plan:
             "weights": dict(self.weights),
             "trunk": self.trunk,
             "inputs": dict(self.inputs),
+            "beside": self.beside,
             "samples": self.samples,
             "views": self.views,
         }
@@ -78,6 +81,7 @@ class Plan:
             weights=data["weights"],
             trunk=data["trunk"],
             inputs=data["inputs"],
+            beside=data["beside"],
             samples=data["samples"],
             views=data["views"],
         )
@@ -141,6 +145,8 @@ def _differences(there: Plan, wanted: Plan) -> Iterator[tuple[str, str]]:
         yield "dtype, or size of features", f"{name} is {array.to_json()}, not {wanted.features[name].to_json()}"
     if there.rest != wanted.rest or there.structure != json.loads(json.dumps(wanted.structure)):
         yield "kind of labels", f"{there.structure}, not {wanted.structure}"
+    if None not in (there.beside, wanted.beside) and there.beside != wanted.beside:
+        yield "set of labels", "what the batches hold beside the inputs differs for the first samples"
 
 
 def _values_differ(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

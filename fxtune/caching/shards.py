@@ -17,7 +17,7 @@ from fxtune.errors import CacheError
 from fxtune.splitting import Features
 
 CHECK = "inputs"
-"""The array of a number for each sample, made of what the model was given for it."""
+"""The array of a number for each sample, made of inputs and labels."""
 
 
 class Shards:
@@ -65,7 +65,7 @@ class ViewWriter:
 
         Args:
             batch: the next one.
-            checked: whether what is stored must have been made of the very same inputs.
+            checked: whether what is stored must have been made of the very same inputs and labels.
 
         Raises:
             CacheError: it was made of others.
@@ -76,7 +76,8 @@ class ViewWriter:
             if not torch.equal(numbers, self._checks[self._seen : self._seen + start]):
                 raise CacheError(
                     "a half-made feature cache cannot be gone on with",
-                    found=f"other inputs than before for the samples {self._seen} to {self._seen + start - 1}",
+                    found="other inputs or labels than before for the samples "
+                    f"{self._seen} to {self._seen + start - 1}",
                     where=str(self._shards.folder),
                     fix="give the samples in the same order each time (shuffle=False), or delete the folder",
                 )

@@ -229,10 +229,10 @@ class TunedModel(CheckpointingNames, nn.Module):
                 loss(tuned.from_features(features), labels).backward()
 
         A folder with a finished cache is taken as it is, if it was made with this trunk's weights, this preprocessing
-        (the first samples' inputs are compared), and of the values that this bypass reads: tuners of another kind or
-        size can use it, too. A half-made one is completed. What is read from it is what the trunk computed, in batches
-        of the dataloader's size, bit for bit unless `dtype` rounds it; in batches of another size a trunk's matrix
-        products may round otherwise (about 1e-6 relative in float32).
+        (the first samples' inputs and labels are compared), and of the values that this bypass reads: tuners of another
+        kind or size can use it, too. A half-made one is completed. What is read from it is what the trunk computed, in
+        batches of the dataloader's size, bit for bit unless `dtype` rounds it; in batches of another size a trunk's
+        matrix products may round otherwise (about 1e-6 relative in float32).
 
         Args:
             dataloader: gives batches again each time it is gone through. The model's inputs are a mapping's entries

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-from torch import nn
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
 
 from fxtune.errors import PlanError
 from fxtune.tracing import Region
@@ -45,9 +47,22 @@ def sharing_twin(twin: nn.Module) -> nn.Module:
 
 
 def captured(state: Tuning, twin: nn.Module) -> tuple[Region, frozenset[str]]:
-    """The graph of a twin, for inputs of the kinds that the model was captured with, and the modules it called."""
+    """The graph of a twin, for inputs of the kinds that the model was captured with, and the modules it called.
+
+    Inputs in the backbone's dtype are in the twin's, which may have been cast since.
+    """
     assert state.made is not None
-    return observed_capture(twin, state.made.origin.example_inputs())
+    then, now = _floating(state.original), _floating(twin)
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(now) if tensor.dtype == then else tensor
+
+    return observed_capture(twin, pytree.tree_map_only(Tensor, cast, state.made.origin.example_inputs()))
+
+
+def _floating(model: nn.Module) -> torch.dtype | None:
+    """The dtype that a model computes in."""
+    return next((tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()), None)
 
 
 def variant(
