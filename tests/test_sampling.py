@@ -94,6 +94,14 @@ def test_a_tuned_model_draws_other_images(pipeline: Any, drawn: Path, tmp_path: 
 def test_refusals(pipeline: Any, drawn: Path) -> None:
     with pytest.raises(DataError, match="no captions"):
         fxtune.sample(pipeline, [], drawn, **FEW)
+    for bad, told in (
+        ({"batch": 0}, "batch"), ({"batch": -1}, "batch"), ({"steps": 0}, "steps"), ({"steps": 2.0}, "steps"),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=f"{told} is a whole number"):
+            fxtune.sample(pipeline, CAPTIONS, drawn, **{**FEW, **bad})
+    for captions in ("a red thing", [1]):
+        with pytest.raises(DataError, match="list of texts"):
+            fxtune.sample(pipeline, captions, drawn, **FEW)  # type: ignore[arg-type]
     before = json.dumps(sorted((path.name, path.stat().st_mtime_ns) for path in drawn.iterdir()))
     with pytest.raises(CheckpointError, match="other captions"):
         fxtune.sample(pipeline, CAPTIONS[:2], drawn, **FEW)
@@ -101,6 +109,11 @@ def test_refusals(pipeline: Any, drawn: Path) -> None:
         fxtune.sample(pipeline, CAPTIONS, drawn, seed=1, **FEW)
     with pytest.raises(CheckpointError, match="another model"):
         fxtune.sample(with_model(pipeline, fxtune.apply(pipeline.unet, "bitfit", seed=0)), CAPTIONS, drawn, **FEW)
+    other = type(pipeline)(**{**pipeline.components, "vae": copy.deepcopy(pipeline.vae)})
+    with torch.no_grad():
+        next(other.vae.decoder.parameters()).add_(1)
+    with pytest.raises(CheckpointError, match="another model"):
+        fxtune.sample(other, CAPTIONS, drawn, **FEW)
     assert before == json.dumps(sorted((path.name, path.stat().st_mtime_ns) for path in drawn.iterdir()))
 
 
@@ -143,15 +156,18 @@ def test_the_distance_is_that_of_two_normal_distributions(tmp_path: Path) -> Non
     assert same == pytest.approx(0, abs=1e-4)
 
 
-def test_a_network_of_ones_own_stays_as_it_is(tmp_path: Path) -> None:
-    """In its own dtype and mode, with its statistics where they were."""
+@pytest.mark.parametrize("told", [True, False])
+def test_a_network_of_ones_own_stays_as_it_is(tmp_path: Path, told: bool) -> None:
+    """Whether it tells its width or not: in its own dtype and mode, with its statistics where they were."""
     folder = images_in(tmp_path / "drawn", 0, 4)
     network = nn.Sequential(Scaled(), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    network.num_features = 4
+    if told:
+        network.num_features = 4
     network[1].eval()
-    before = copy.deepcopy(network.state_dict())
+    before, drawing = copy.deepcopy(network.state_dict()), torch.get_rng_state()
     one = fxtune.fid(f"captions/{folder}", f"captions/{folder}", features=network, progress=False)
     assert one == pytest.approx(0, abs=1e-4)
+    assert one >= 0 and torch.equal(torch.get_rng_state(), drawing)
     after = network.state_dict()
     assert all(after[name].dtype == was.dtype and torch.equal(after[name], was) for name, was in before.items())
     assert [module.training for module in network.modules()] == [True, True, False, True, True, True]
@@ -164,9 +180,20 @@ class Scaled(nn.Module):
         return images / 255
 
 
+def test_equal_sets_are_never_less_than_nothing_apart(tmp_path: Path) -> None:
+    """Rounding would leave a little less than 0 in some."""
+    for seed in (0, 1, 2, 3):
+        data = f"captions/{images_in(tmp_path / str(seed), seed, 3)}"
+        assert 0 <= fxtune.fid(data, data, features=Means(), progress=False) < 1e-4
+
+
 def test_what_has_no_distance(tmp_path: Path) -> None:
     one, two = images_in(tmp_path / "one", 0, 1), images_in(tmp_path / "two", 0, 2)
     with pytest.raises(DataError, match="two of them"):
         fxtune.fid(f"captions/{one}", f"captions/{two}", features=Means(), progress=False)
+    odd: list[Any] = ["x", None, nn.Linear(2, 2), nn.Sequential(nn.Conv2d(3, 2, 400), nn.Flatten())]
+    for features in odd:
+        with pytest.raises(DataError, match="these features"):
+            fxtune.fid(f"captions/{two}", f"captions/{two}", features=features, progress=False)
     with pytest.raises(DataError, match="torch-fidelity"):
         fxtune.fid(f"captions/{two}", f"captions/{two}", progress=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +54,14 @@ def sample(
         The files, in the captions' order.
 
     Raises:
-        DataError: there are no captions.
+        DataError: there are no captions, or not so many steps or images at a time.
         CheckpointError: the folder holds images for other captions, or of another model; or can't be written to.
     """
-    if not captions:
-        raise DataError("nothing is to be drawn", found="no captions", fix="give one for each image")
+    _check(captions, steps, batch)
     folder = Path(out)
     files = [folder / f"{i:05d}.png" for i in range(len(captions))]
-    weights = pipeline.components[denoised(pipeline)].state_dict()
-    model = hashlib.sha256("".join(digest_of(weights[name]) for name in sorted(weights)).encode()).hexdigest()[:16]
+    denoised(pipeline)
+    model = _digest(part for _, part in sorted(pipeline.components.items()) if isinstance(part, torch.nn.Module))
     settings = {"steps": steps, "guidance": guidance, "seed": seed, "model": model}
     lines = [
         json.dumps({"file_name": file.name, "text": caption, **settings})
@@ -83,6 +82,22 @@ def sample(
             with replacing(files[i]) as partial:
                 image.save(partial, format="PNG")
     return files
+
+
+def _digest(models: Iterable[torch.nn.Module]) -> str:
+    """The weights of all that draws: denoiser, text encoder and VAE."""
+    each = (digest_of(tensor) for model in models for _, tensor in sorted(model.state_dict().items()))
+    return hashlib.sha256("".join(each).encode()).hexdigest()[:16]
+
+
+def _check(captions: Sequence[str], steps: int, batch: int) -> None:
+    if not captions:
+        raise DataError("nothing is to be drawn", found="no captions", fix="give one for each image")
+    if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
+        raise DataError("captions are a list of texts", found=repr(captions)[:100], fix="put a single one in a list")
+    for name, value in (("steps", steps), ("batch", batch)):
+        if type(value) is not int or value < 1:
+            raise DataError(f"{name} is a whole number of 1 at least", found=f"{name}={value!r}")
 
 
 def _begin(folder: Path, lines: str) -> None:
