@@ -16,7 +16,7 @@ from fxtune.tuners import narrows
 
 
 def subnetwork(tuned: TunedModel, made: Made, slots: Sequence[Slot], sizes: Sizes) -> TunedModel:
-    """The sub-network of these sizes, with copies of the supernet's weights.
+    """The sub-network of these sizes, with copies of the supernet's weights, in its dtype and where it is.
 
     Args:
         tuned: the supernet.
@@ -44,8 +44,20 @@ def subnetwork(tuned: TunedModel, made: Made, slots: Sequence[Slot], sizes: Size
         if whole.path in chosen:
             mine |= _first(tuned, whole, *chosen[whole.path])
         weights |= {f"{part.path}.{name}": tensor for name, tensor in mine.items()}
+    _follow(found, tuned)
     found.load_state_dict(weights, strict=False)
     return found
+
+
+def _follow(found: TunedModel, tuned: TunedModel) -> None:
+    """Goes where the supernet has been moved since it was made, and takes the dtype to which it has been cast."""
+    own = dict(tuned.named_parameters())
+    for name, then in tuned.strip().named_parameters():
+        now = own.get(name)
+        if now is not None and then.is_floating_point():
+            if (now.device, now.dtype) != (then.device, then.dtype):
+                found.to(now.device, None if now.dtype == then.dtype else now.dtype)
+            return
 
 
 def _others(tuned: TunedModel, made: Made) -> dict[str, Tensor]:
