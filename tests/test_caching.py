@@ -16,7 +16,15 @@ import torch.utils._pytree as pytree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
 
 import fxtune
 from effort import examples
@@ -477,6 +485,41 @@ def test_texts_of_several_lengths_give_one_token_each(tmp_path: Path) -> None:
     cache = tuned.cache_features(batches, tmp_path / "cache")
     for (features, _), batch in zip(cache.loader(2), batches, strict=True):
         assert_same(tuned.from_features(features), tuned(**batch))
+
+
+class Stream(IterableDataset[Any]):
+    """Samples that come one after another and have no index."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return zip(IMAGES, LABELS, strict=True)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_batches_that_a_sampler_of_ones_own_draws(tuned: TunedModel, tmp_path: Path, shuffle: bool) -> None:
+    """As accelerate's loaders have it: in the dataset's order, the last one too."""
+    data = TensorDataset(IMAGES, LABELS)
+    order = RandomSampler(data) if shuffle else SequentialSampler(data)
+    loader = DataLoader(data, batch_sampler=BatchSampler(order, 5, drop_last=shuffle))
+    cache = tuned.cache_features(loader, tmp_path / "cache")
+    _, labels = next(iter(cache.loader(COUNT)))
+    assert torch.equal(labels, LABELS)
+    assert len(tuned.cache_features(loader, tmp_path / "cache")) == COUNT
+
+
+def test_samples_without_an_index(tuned: TunedModel, tmp_path: Path) -> None:
+    cache = tuned.cache_features(DataLoader(Stream(), batch_size=5), tmp_path / "cache")
+    features, labels = next(iter(cache.loader(COUNT)))
+    assert torch.equal(labels, LABELS)
+    torch.testing.assert_close(features, tuned.compute_features(IMAGES), rtol=1e-4, atol=1e-5)
+
+
+def test_a_cache_is_a_folder(tuned: TunedModel, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CacheError, match="is a folder"):
+        tuned.cache_features(images(), tmp_path / "file")
+    with pytest.raises(CacheError, match="can't be written"):
+        tuned.cache_features(images(), tmp_path / "file" / "below")
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_without_a_bypass_there_is_no_cache(tmp_path: Path) -> None:

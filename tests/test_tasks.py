@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.utils._pytree as pytree
@@ -334,6 +335,17 @@ def test_bad_tasks(
 
 
 @pytest.mark.parametrize(
+    "form",
+    [list, torch.tensor, np.array, lambda some: [np.int64(one) for one in some], lambda some: list(map(int, some))],
+)
+def test_places_may_be_numbers_of_any_library(model: nn.Module, tasks: dict[str, TunedModel], form: Any) -> None:
+    many = fxtune.multitask(model, tasks)
+    named = many(**images(), task=[many.tasks[i] for i in (1, 0, 1)])
+    for ours, theirs in zip(many(**images(), task=form([1, 0, 1])), named, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
     ("chosen", "match"),
     [
         (["birds", "birds"], "2.*3 samples|for 3 samples"),
@@ -341,6 +353,10 @@ def test_bad_tasks(
         (["birds", "birds", "car"], "did you mean 'cars'"),
         (["birds", "birds", 3], "no task 3"),
         (["birds", "birds", -1], "no task -1"),
+        (["birds", "birds", True], "no task True"),
+        (3, "one task for each sample"),
+        (torch.tensor(1), "one task for each sample"),
+        (torch.zeros(3, 1, dtype=torch.int64), r"no task \[0\]"),
     ],
 )
 def test_bad_choices(model: nn.Module, tasks: dict[str, TunedModel], chosen: Any, match: str) -> None:

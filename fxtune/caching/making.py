@@ -54,8 +54,11 @@ def cache_features(
         check_same(there, plan, folder)
     rows = _finished(folder, plan)
     if rows is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        plan.write(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            plan.write(folder)
+        except OSError as error:
+            raise CacheError("a feature cache can't be written here", found=str(error), where=str(folder)) from None
         rows = _fill(split, source, Shards(folder, plan, shard_bytes), checked=views is None)
         write_json(folder, MANIFEST, {"rows": rows})
     return FeatureCache(folder, plan, rows)

@@ -93,6 +93,8 @@ def read_plan(folder: Path) -> Plan | None:
     Raises:
         CacheError: there are files, and no plan among them that can be read.
     """
+    if folder.exists() and not folder.is_dir():
+        raise CacheError("a feature cache is a folder", found="a file", where=str(folder), fix="name another place")
     data = read_json(folder, PLAN)
     if data is None and not (folder.is_dir() and any(folder.iterdir())):
         return None

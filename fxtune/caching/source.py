@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from fxtune.caching.batches import Batch
 from fxtune.errors import CacheError
@@ -49,9 +49,8 @@ class Source:
     @property
     def samples(self) -> int | None:
         """How many samples there are, where that is known without reading them."""
-        if isinstance(self._loader, DataLoader) and type(self._loader.batch_sampler) is BatchSampler:
-            return len(self._loader.sampler) if isinstance(self._loader.sampler, Sized) else None
-        return None
+        batches = _indexed(self._loader)
+        return len(batches.sampler) if batches is not None and isinstance(batches.sampler, Sized) else None
 
     @property
     def batches(self) -> int | None:
@@ -64,9 +63,10 @@ class Source:
     def first(self, seed: int) -> Batch:
         """The first samples, read with Python's, torch's and numpy's generators at a seed."""
         with _seeded(seed):
-            loader = self._loader
-            if isinstance(loader, DataLoader) and type(loader.batch_sampler) is BatchSampler:
-                chosen = list(itertools.islice(loader.sampler, max(loader.batch_size or 1, _FEW)))
+            loader: Any = self._loader
+            batches = _indexed(loader)
+            if batches is not None:
+                chosen = list(itertools.islice(batches.sampler, max(batches.batch_size, _FEW)))
                 samples = [loader.dataset[index] for index in chosen]
                 if samples:
                     return self._take_apart(loader.collate_fn(samples))
@@ -75,17 +75,25 @@ class Source:
         raise CacheError("there is nothing to cache", found="a dataloader without batches")
 
 
+def _indexed(loader: Any) -> BatchSampler | None:
+    """How a DataLoader puts its dataset's samples into batches, where it does so by their indices, in the usual way."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    return loader.batch_sampler if type(loader.batch_sampler) is BatchSampler else None
+
+
 def _in_order(loader: Iterable[Any]) -> Iterable[Any]:
     """A shuffled DataLoader's samples in the order of its dataset."""
-    if not isinstance(loader, DataLoader) or type(loader.batch_sampler) is not BatchSampler:
+    batches = _indexed(loader)
+    if batches is None or not isinstance(loader, DataLoader):
         return loader
-    sampler = loader.sampler
+    sampler = batches.sampler
     drawn_again = isinstance(sampler, RandomSampler) and (sampler.replacement or len(sampler) != len(loader.dataset))  # type: ignore[arg-type]
     if type(sampler) not in (RandomSampler, SequentialSampler) or drawn_again:
         return loader
     return DataLoader(
         loader.dataset,
-        batch_size=loader.batch_size,
+        batch_size=batches.batch_size,
         shuffle=False,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,

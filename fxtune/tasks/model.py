@@ -161,8 +161,8 @@ class MultiTask(nn.Module):
 
     def _names(self, chosen: Sequence[str | int] | Tensor, samples: int) -> list[str]:
         """The name of each sample's task."""
-        given = chosen.tolist() if isinstance(chosen, Tensor) else list(chosen)
-        if isinstance(chosen, str) or len(given) != samples:
+        given = _listed(chosen)
+        if given is None or len(given) != samples:
             raise InputError(
                 "there must be one task for each sample",
                 found=f"task={chosen!r} for {samples} samples",
@@ -170,12 +170,12 @@ class MultiTask(nn.Module):
             )
         names = self.tasks
         for one in given:
-            if not isinstance(one, int) or not 0 <= one < len(names):
+            if type(one) is not int or not 0 <= one < len(names):
                 self._check_known(one)
         return [names[one] if isinstance(one, int) else one for one in given]
 
     def _check_known(self, name: object) -> None:
-        if name not in self._known:
+        if not isinstance(name, str) or name not in self._known:
             near = nearest(str(name), self._known)
             raise InputError(
                 f"there is no task {name!r}",
@@ -231,6 +231,14 @@ def _has_rows(sizes: tuple[int | None, ...]) -> bool | None:
 
 def _row(known: bool | None, value: Tensor, samples: int) -> bool:
     return known if known is not None else value.dim() > 0 and value.shape[0] == samples
+
+
+def _listed(chosen: Any) -> list[Any] | None:
+    """Names and places as plain values, of a list, a tensor or an array; None if it is no row of them."""
+    given = chosen.tolist() if hasattr(chosen, "tolist") else chosen
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        return None
+    return [one.item() if getattr(one, "ndim", None) == 0 else one for one in given]
 
 
 def _samples(values: Sequence[Tensor], tasks: Iterable[_Branch]) -> int:
