@@ -17,11 +17,23 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fxtune import cli
-from fxtune.errors import CheckpointError, DataError, FxtuneError, MatchError, RuleError, SourceError, TrainingError
+from fxtune.data import load_data
+from fxtune.errors import (
+    CheckpointError,
+    DataError,
+    FxtuneError,
+    MatchError,
+    PlanError,
+    RuleError,
+    SourceError,
+    TrainingError,
+)
 from fxtune.resources import sweeps_dir
 from fxtune.sweeping import Sweep, Swept, sweep
 from fxtune.sweeping.cells import Cell, cells
 from fxtune.sweeping.table import chosen
+from fxtune.sweeping.weightless import check_methods, saved_bytes
+from small_pipelines import SIZE, pipeline_of, tokenizer_in
 
 FILE: dict[str, Any] = {
     "name": "a small sweep",
@@ -159,6 +171,28 @@ def test_rules_by_another_name_than_their_file_s(tmp_path: Path) -> None:
     asked = {**FILE, "rules": [str(tmp_path / "mine.yaml")], "grid": {}, "seeds": [0]}
     (row,) = sweep(asked, tmp_path / "out", processes=1, progress=False).rows
     assert row.method == "mine" and row.saved_bytes is not None
+
+
+def test_of_captioned_images_the_model_of_the_pipeline_is_checked(tmp_path: Path) -> None:
+    """Before any training; and what a step saves of it is told."""
+    pipeline_of(tokenizer_in(tmp_path)).save_pretrained(tmp_path / "pipe")
+    Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "one.png")
+    (tmp_path / "one.txt").write_text("a red thing")
+    asked = Sweep.model_validate(
+        {
+            "fxtune": 1,
+            "name": "captions",
+            "model": f"diffusers/{tmp_path / 'pipe'}",
+            "data": f"captions/{tmp_path}",
+            "rules": ["lora", "res_bypass"],
+        }
+    )
+    data = load_data(asked.data)
+    check_methods(asked, data)
+    lora, bypass = (saved_bytes(asked, rules, data, {"batch": 1}) for rules in asked.rules)
+    assert lora is not None and bypass is not None and 0 < bypass < lora
+    with pytest.raises(PlanError, match="prompt rows"):
+        check_methods(asked.model_copy(update={"rules": ["lora", "vpt_deep"]}), data)
 
 
 def test_what_can_not_be_foreseen_is_told_with_its_training(tmp_path: Path) -> None:

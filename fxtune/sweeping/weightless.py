@@ -6,16 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from fxtune.accounting import memory
 from fxtune.api import inspect
 from fxtune.data import Data
 from fxtune.errors import FxtuneError, MatchError, PlanError, RuleError
-from fxtune.names import resolve
+from fxtune.names import pipeline, resolve
 from fxtune.recipes import Recipe
 from fxtune.rules import load as load_rules
 from fxtune.sweeping.cells import recipe_of
 from fxtune.sweeping.spec import Sweep
+from fxtune.training import denoised
 from fxtune.tuned import one_capture
 
 
@@ -27,7 +29,7 @@ def check_methods(asked: Sweep, data: Data) -> None:
     """
     given = _given(data, recipe_of(asked, data, asked.settings))
     try:
-        model = resolve(asked.model, meta=True, classifies=data.kind)
+        model = _model(asked, data)
         with one_capture():
             for rules in asked.rules:
                 inspect(model, rules, **given)
@@ -42,7 +44,7 @@ def saved_bytes(asked: Sweep, rules: str | list[str], data: Data, point: Mapping
     recipe = recipe_of(asked, data, {**asked.settings, **point})
     try:
         report = memory(
-            resolve(asked.model, meta=True, classifies=data.kind),
+            _model(asked, data),
             rules,
             batch=recipe.batch,
             autocast=None if recipe.precision == "float32" else recipe.precision,
@@ -52,6 +54,15 @@ def saved_bytes(asked: Sweep, rules: str | list[str], data: Data, point: Mapping
         return report[" + ".join(rule_set.name for rule_set in load_rules(rules))].saved_for_backward
     except FxtuneError:
         return None
+
+
+def _model(asked: Sweep, data: Data) -> nn.Module:
+    """What is tuned, on meta; of a pipeline the model that predicts noise."""
+    if data.kind != "captions":
+        return resolve(asked.model, meta=True, classifies=data.kind)
+    whole = pipeline(asked.model)
+    part: nn.Module = whole.components[denoised(whole)]
+    return part.to("meta")
 
 
 def _given(data: Data, recipe: Recipe) -> dict[str, Any]:
