@@ -77,6 +77,8 @@ def methods(
 
         Console().print(api.methods(count, head=head, num_classes=num_classes))
         return
+    if head is not None or num_classes is not None:
+        raise typer.BadParameter("--head and --num-classes say how weights are counted: add --count MODEL")
     from fxtune.rules import shipped
 
     table = Table("name", "inserts", "about", box=None, header_style="bold", padding=(0, 2, 0, 0))
@@ -169,9 +171,9 @@ def verify(
     from fxtune import verifying
 
     certificate = verifying.verify(model, rules, examples=examples, seed=seed)
+    Console().print(certificate)
     if out is not None:
         certificate.save(out)
-    Console().print(certificate)
     if certificate.breach is not None:
         print(certificate.breach, file=sys.stderr)
         raise typer.Exit(1)

@@ -162,6 +162,16 @@ def test_a_certificate_is_saved_and_loaded(tmp_path: Path, certificate: fxtune.C
     assert str(certificate)
 
 
+def test_a_certificate_is_saved_where_there_is_no_folder_yet(tmp_path: Path) -> None:
+    certificate = fxtune.Certificate(
+        model="m", rules=(), tuners=(), examples=1, seed=0, agreement=(), versions={}, passed=True
+    )
+    certificate.save(tmp_path / "new" / "below.json")
+    assert fxtune.Certificate.load(tmp_path / "new" / "below.json") == certificate
+    with pytest.raises(fxtune.CheckpointError, match="can't be written"):
+        certificate.save(tmp_path / "new" / "below.json" / "no.json")
+
+
 def test_what_is_no_certificate_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"model": 1}', "utf-8")
     for path in (tmp_path / "other.json", tmp_path / "none.json"):

@@ -83,6 +83,12 @@ def test_methods_lists_every_shipped_file(run: Callable[..., Result]) -> None:
     assert names - {"name"} == {path.stem for path in rules_dir().glob("*.yaml")}
 
 
+@pytest.mark.parametrize("option", ["--head", "--num-classes"])
+def test_what_says_how_to_count_needs_a_model(run: Callable[..., Result], option: str) -> None:
+    result = run("methods", option, "7")
+    assert result.status == 2 and "--count" in result.err
+
+
 def test_methods_counts_what_each_trains(run: Callable[..., Result]) -> None:
     result = run("methods", "--count", "timm/resnet18", "--num-classes", "7")
     assert (result.status, result.err) == (0, "")

@@ -22,6 +22,7 @@ from fxtune.errors import (
     CheckpointError,
     DataError,
     FxtuneError,
+    InputError,
     MatchError,
     PlanError,
     RuleError,
@@ -193,6 +194,16 @@ def test_of_captioned_images_the_model_of_the_pipeline_is_checked(tmp_path: Path
     assert lora is not None and bypass is not None and 0 < bypass < lora
     with pytest.raises(PlanError, match="prompt rows"):
         check_methods(asked.model_copy(update={"rules": ["lora", "vpt_deep"]}), data)
+
+
+def test_what_would_change_nothing_is_refused(tmp_path: Path) -> None:
+    for changes in ({"grid": {"seed": [1, 2]}}, {"settings": {"seed": 1}}):
+        with pytest.raises(SourceError, match="seeds: "):
+            sweep({**FILE, **changes}, tmp_path / "out")
+    for processes in (0, -1):
+        with pytest.raises(InputError, match=f"processes={processes}"):
+            sweep(FILE, tmp_path / "out", processes=processes)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_can_not_be_foreseen_is_told_with_its_training(tmp_path: Path) -> None:

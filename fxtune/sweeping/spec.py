@@ -14,6 +14,12 @@ def _each_once(values: list[Any]) -> list[Any]:
     return values
 
 
+def _unseeded(values: dict[str, Any]) -> dict[str, Any]:
+    if "seed" in values:
+        raise ValueError("expected the seeds under `seeds: [0, 1, 2]`")
+    return values
+
+
 class Sweep(BaseModel):
     """A sweep for fxtune: the same training by several rules, seeds and settings."""
 
@@ -27,14 +33,18 @@ class Sweep(BaseModel):
     recipe: str | dict[str, Any] | None = Field(
         default=None, description="a shipped recipe, a file, or a recipe; by default the usual one for such data"
     )
-    settings: dict[str, Any] = Field(default={}, description="changes of the recipe, by dotted names")
+    settings: Annotated[dict[str, Any], AfterValidator(_unseeded)] = Field(
+        default={}, description="changes of the recipe, by dotted names"
+    )
     rules: Annotated[list[str | list[str]], Field(min_length=1), AfterValidator(_each_once)] = Field(
         description="rule sets or rule files, a row of the table each; a list is several at once"
     )
     seeds: Annotated[list[int], Field(min_length=1), AfterValidator(_each_once)] = Field(
         default=[0], description="each training is done with each of them"
     )
-    grid: dict[str, Annotated[list[Any], Field(min_length=1), AfterValidator(_each_once)]] = Field(
+    grid: Annotated[
+        dict[str, Annotated[list[Any], Field(min_length=1), AfterValidator(_each_once)]], AfterValidator(_unseeded)
+    ] = Field(
         default={},
         description="settings of the recipe to choose from, by the mean on `val` over the seeds: "
         "{optimizer.lr: [0.05, 0.01, 0.005, 0.001]}",

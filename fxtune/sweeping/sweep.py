@@ -17,7 +17,7 @@ from rich.table import Table
 
 from fxtune import source
 from fxtune.data import Data, load_data
-from fxtune.errors import CheckpointError, DataError, SourceError, TrainingError
+from fxtune.errors import CheckpointError, DataError, InputError, SourceError, TrainingError
 from fxtune.files import replacing
 from fxtune.progress import progress as with_bar
 from fxtune.resources import sweeps_dir
@@ -89,8 +89,11 @@ def sweep(
         MatchError, PlanError: a method does not work on the model; nothing was trained then, unless the model can't be
             captured without its weights.
         CheckpointError: the folder holds another sweep.
+        InputError: less than one process.
         TrainingError: every training has diverged, or a process was killed.
     """
+    if processes is not None and processes < 1:
+        raise InputError("a sweep needs a process", found=f"processes={processes}", fix="give 1 at least, or None")
     asked, folder = _asked(file, model, data), Path(out)
     known = load_data(asked.data)
     splits = _splits(asked, known)

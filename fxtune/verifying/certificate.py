@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, PlainSerializer
 
-from fxtune.errors import SourceError
+from fxtune.errors import CheckpointError, SourceError
+from fxtune.files import replacing
 from fxtune.verifying.comparing import Kind
 from fxtune.verifying.example import Example
 
@@ -118,8 +119,20 @@ class Certificate(_Part):
     breach: Breach | None = None
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON."""
-        Path(path).write_text(self.model_dump_json(indent=2) + "\n", "utf-8")
+        """Write it as JSON; folders above it are made if there are none.
+
+        Raises:
+            CheckpointError: it can't be written.
+        """
+        place = Path(path)
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(place) as partial:
+                partial.write_text(self.model_dump_json(indent=2) + "\n", "utf-8")
+        except OSError as error:
+            raise CheckpointError(
+                "a certificate can't be written here", found=str(error), where=str(path), fix="name another file"
+            ) from None
 
     @classmethod
     def load(cls, path: str | Path) -> Certificate:
