@@ -17,6 +17,7 @@ ROOMS = [
     "resources",
     "files",
     "wrapped",
+    "dtypes",
     "modes",
     "digests",
     "progress",

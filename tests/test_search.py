@@ -98,18 +98,12 @@ def test_a_new_head_and_trained_weights_come_along() -> None:
     assert supernet.tuned.get_parameter("head.weight").any(), "a copy"
 
 
-@pytest.mark.parametrize("move", [{"dtype": torch.float32}, {}])
-def test_a_sub_network_is_in_the_dtype_to_which_its_supernet_was_cast(move: dict[str, Any]) -> None:
+def test_a_sub_network_is_in_the_dtype_to_which_its_supernet_was_cast() -> None:
     supernet = supernet_on("vit")
-    supernet.tuned.to(**move)
-    with torch.no_grad():
-        for weight in supernet.tuned.parameters():
-            if weight.requires_grad:
-                weight.add_(1 / 3)  # what float32 holds of it, and float64 would not
+    supernet.tuned.float()
     part = supernet.subnetwork([0, 1, 5, 0, 10, 1])
-    kinds = {tensor.dtype for tensor in (*part.parameters(), *part.buffers())}
-    assert kinds == {move.get("dtype", torch.float64)}
-    x = {name: value.to(**move) for name, value in inputs("vit").items()}
+    assert {tensor.dtype for tensor in (*part.parameters(), *part.buffers())} == {torch.float32}
+    x = {name: value.float() for name, value in inputs("vit").items()}
     with supernet.narrowed([0, 1, 5, 0, 10, 1]):
         whole = supernet.tuned(**x)
     torch.testing.assert_close(part(**x), whole, rtol=1e-4, atol=1e-5)

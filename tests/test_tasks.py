@@ -336,7 +336,7 @@ def test_bad_tasks(
 
 @pytest.mark.parametrize(
     "form",
-    [list, torch.tensor, np.array, lambda some: [np.int64(one) for one in some], lambda some: list(map(int, some))],
+    [list, torch.tensor, np.array, lambda some: list(map(np.int64, some)), lambda some: list(torch.tensor(some))],
 )
 def test_places_may_be_numbers_of_any_library(model: nn.Module, tasks: dict[str, TunedModel], form: Any) -> None:
     many = fxtune.multitask(model, tasks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,7 @@ def sample(
     _check(captions, steps, batch)
     folder = Path(out)
     files = [folder / f"{i:05d}.png" for i in range(len(captions))]
-    denoised(pipeline)
-    model = _digest(part for _, part in sorted(pipeline.components.items()) if isinstance(part, torch.nn.Module))
+    model = _digest(pipeline)
     settings = {"steps": steps, "guidance": guidance, "seed": seed, "model": model}
     lines = [
         json.dumps({"file_name": file.name, "text": caption, **settings})
@@ -84,8 +83,14 @@ def sample(
     return files
 
 
-def _digest(models: Iterable[torch.nn.Module]) -> str:
-    """The weights of all that draws: denoiser, text encoder and VAE."""
+def _digest(pipeline: Any) -> str:
+    """The weights of all that draws: denoiser, text encoder and VAE.
+
+    Raises:
+        PlanError: it has no denoiser that a model card knows.
+    """
+    denoised(pipeline)
+    models = [part for _, part in sorted(pipeline.components.items()) if isinstance(part, torch.nn.Module)]
     each = (digest_of(tensor) for model in models for _, tensor in sorted(model.state_dict().items()))
     return hashlib.sha256("".join(each).encode()).hexdigest()[:16]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from fxtune.api import apply
+from fxtune.dtypes import dtype_of
 from fxtune.planning import Insertion
 from fxtune.saving import Made
 from fxtune.searching.rules import narrowed_rules
@@ -51,13 +52,12 @@ def subnetwork(tuned: TunedModel, made: Made, slots: Sequence[Slot], sizes: Size
 
 def _follow(found: TunedModel, tuned: TunedModel) -> None:
     """Goes where the supernet has been moved since it was made, and takes the dtype to which it has been cast."""
-    own = dict(tuned.named_parameters())
-    for name, then in tuned.strip().named_parameters():
-        now = own.get(name)
-        if now is not None and then.is_floating_point():
-            if (now.device, now.dtype) != (then.device, then.dtype):
-                found.to(now.device, None if now.dtype == then.dtype else now.dtype)
-            return
+    then, now = tuned.strip(), tuned._fxtune.twin
+    device = next(now.parameters()).device
+    if device != next(then.parameters()).device:
+        found.to(device)
+    if dtype_of(now) != dtype_of(then):
+        found.to(dtype_of(now))
 
 
 def _others(tuned: TunedModel, made: Made) -> dict[str, Tensor]:

@@ -12,12 +12,13 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fxtune.data import Data, DataLike, load_data
+from fxtune.dtypes import dtype_of
 from fxtune.libraries import library
 from fxtune.modes import in_mode
 from fxtune.recipes import Recipe, RecipeLike, recipe_for
 from fxtune.training.objective import Classification, Objective
 from fxtune.training.order import Key
-from fxtune.training.preparing import Preparation, Prepared, Tokenizer, dtype_of, preparation
+from fxtune.training.preparing import Preparation, Prepared, Tokenizer, preparation
 
 
 def evaluate(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from fxtune.data import Data, Sample, Split
@@ -173,11 +173,6 @@ class Prepared(Dataset[Item]):
             torch.tensor([item.weight for item in items]),
             tuple(item.unreadable for item in items if item.unreadable is not None),
         )
-
-
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """The dtype in which a model reads images: that of its first weights."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def preparation(data: Data, recipe: Recipe, tokenizer: Tokenizer | None, accepts: Sequence[str]) -> Preparation:

@@ -13,11 +13,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from fxtune.data import Split
+from fxtune.dtypes import dtype_of
 from fxtune.recipes import Optimizer, Recipe
 from fxtune.training.layout import Layout
 from fxtune.training.objective import Objective
 from fxtune.training.order import Order, Pieces, seed_of
-from fxtune.training.preparing import Batch, Preparation, Prepared, dtype_of
+from fxtune.training.preparing import Batch, Preparation, Prepared
 from fxtune.training.schedule import factor
 from fxtune.training.trouble import diverged
 from fxtune.tuned import TunedModel

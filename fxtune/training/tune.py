@@ -16,6 +16,7 @@ from torch import nn
 from fxtune.api import RulesLike, apply
 from fxtune.data import Data, DataLike, load_data
 from fxtune.digests import digest_of
+from fxtune.dtypes import dtype_of
 from fxtune.errors import DataError, InputError, PlanError
 from fxtune.names import pipeline as pipeline_called
 from fxtune.names import resolve
@@ -28,7 +29,7 @@ from fxtune.training.holding import held
 from fxtune.training.layout import layout_of
 from fxtune.training.objective import Classification
 from fxtune.training.order import Key
-from fxtune.training.preparing import Tokenizer, dtype_of, preparation
+from fxtune.training.preparing import Tokenizer, preparation
 from fxtune.training.record import Record
 from fxtune.training.run import BEST, TUNED, Run, write_result
 from fxtune.training.state import (

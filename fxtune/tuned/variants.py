@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
-import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
+from fxtune.dtypes import dtype_of
 from fxtune.errors import PlanError
 from fxtune.tracing import Region
 from fxtune.tuned.hooks import refuse_dead_hooks
@@ -52,17 +52,12 @@ def captured(state: Tuning, twin: nn.Module) -> tuple[Region, frozenset[str]]:
     Inputs in the backbone's dtype are in the twin's, which may have been cast since.
     """
     assert state.made is not None
-    then, now = _floating(state.original), _floating(twin)
+    then, now = dtype_of(state.original), dtype_of(twin)
 
     def cast(tensor: Tensor) -> Tensor:
         return tensor.to(now) if tensor.dtype == then else tensor
 
     return observed_capture(twin, pytree.tree_map_only(Tensor, cast, state.made.origin.example_inputs()))
-
-
-def _floating(model: nn.Module) -> torch.dtype | None:
-    """The dtype that a model computes in."""
-    return next((tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()), None)
 
 
 def variant(
